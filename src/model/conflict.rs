@@ -1,0 +1,44 @@
+//! Whether a jail's subnets are free on this host.
+
+use ipnet::IpNet;
+
+use super::facts::HostNet;
+use super::names::{IfName, JailName};
+use super::policy::Jail;
+
+/// A subnet of a jail that is, in whole or part, something else on this host.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "jail {jail}: subnet {subnet} overlaps {net}, a net of this host's interface {interface}; name the subnet of the containers' network alone{hint}"
+)]
+pub struct Conflict {
+    jail: JailName,
+    subnet: IpNet,
+    net: IpNet,
+    interface: String,
+    hint: String,
+}
+
+/// Holding a net that the host lives in would cut off the host itself.
+pub fn with_host(jail: &Jail, nets: &[HostNet], bridge: Option<&IfName>) -> Result<(), Conflict> {
+    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    for subnet in &jail.subnets {
+        let other = nets
+            .iter()
+            .find(|net| Some(net.interface.as_str()) != bridge.map(|name| name.as_str()) && overlaps(subnet, &net.net));
+        if let Some(other) = other {
+            let hint = match bridge {
+                Some(bridge) => format!(" (its bridge is {bridge})"),
+                None => ", or its bridge with \"bridge = \"".to_owned(),
+            };
+            return Err(Conflict {
+                jail: jail.name.clone(),
+                subnet: *subnet,
+                net: other.net,
+                interface: other.interface.clone(),
+                hint,
+            });
+        }
+    }
+    Ok(())
+}

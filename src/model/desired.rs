@@ -1,0 +1,192 @@
+//! What the kernel should hold for a jail and its members. Pure: the same input gives the same output, always.
+
+use std::net::IpAddr;
+
+use super::admit::Confirmed;
+use super::facts::{ExitFacts, Surroundings};
+use super::names::{IfName, JailName};
+use super::objects::{
+    Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId, Target,
+};
+use super::policy::Jail;
+use super::ruleset;
+
+/// A jail's wall: both layers, and the guard that its members' elements go into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wall {
+    /// The number of the jail's routing table.
+    pub table: u32,
+    pub rules: Vec<Rule>,
+    pub routes: Vec<Route>,
+    pub ruleset: ruleset::Ruleset,
+}
+
+/// What the kernel should hold for `jail`, given its surroundings.
+pub fn wall(jail: &Jail, table: u32, surroundings: &Surroundings) -> Wall {
+    Wall {
+        table,
+        rules: every_packet_of_the_jail_asks_its_table(jail, table, surroundings),
+        routes: routes(jail, surroundings),
+        ruleset: ruleset::of(jail, surroundings.bridge.as_ref()),
+    }
+}
+
+fn every_packet_of_the_jail_asks_its_table(jail: &Jail, table: u32, surroundings: &Surroundings) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = jail.subnets.iter().map(|net| Rule { selector: Selector::From(*net), table }).collect();
+    if let Some(bridge) = &surroundings.bridge {
+        rules.extend(Family::BOTH.map(|family| Rule { selector: Selector::Iif(family, bridge.clone()), table }));
+    }
+    rules.sort();
+    rules
+}
+
+fn routes(jail: &Jail, surroundings: &Surroundings) -> Vec<Route> {
+    let mut routes = members_are_reached_by_the_bridge(jail, surroundings);
+    routes.extend(allowed_nets_leave_by_the_hosts_own_route(jail));
+    for (place, exit) in surroundings.exits.iter().enumerate() {
+        routes.extend(everything_else_leaves_by_the_exit(jail, exit, place));
+    }
+    routes.extend(nothing_else_leaves());
+    routes.sort();
+    routes
+}
+
+fn members_are_reached_by_the_bridge(jail: &Jail, surroundings: &Surroundings) -> Vec<Route> {
+    let Some(bridge) = &surroundings.bridge else { return Vec::new() };
+    jail.subnets
+        .iter()
+        .map(|net| Route {
+            destination: *net,
+            target: Target::Dev { name: bridge.clone(), gateway: None },
+            metric: FIRST_EXIT_METRIC,
+        })
+        .collect()
+}
+
+/// A `throw` route hands the packet on to the next ip rules, and so to the host's own table: the allowed net is
+/// reached as the host itself reaches it at that moment, and no copy of a route can go stale here.
+fn allowed_nets_leave_by_the_hosts_own_route(jail: &Jail) -> Vec<Route> {
+    let mut nets: Vec<_> = jail.allow.iter().map(|allow| allow.net).collect();
+    nets.sort();
+    nets.dedup();
+    nets.into_iter()
+        .map(|destination| Route { destination, target: Target::Throw, metric: FIRST_EXIT_METRIC })
+        .collect()
+}
+
+/// One default route for each family that the exit can carry. A further exit of the list is one metric worse, so the
+/// kernel itself falls back to it when the first exit's route goes with its interface.
+fn everything_else_leaves_by_the_exit(jail: &Jail, exit: &ExitFacts, place: usize) -> Vec<Route> {
+    if !exit.link.up {
+        return Vec::new();
+    }
+    let Ok(name) = exit.link.name.parse() else { return Vec::new() };
+    let metric = FIRST_EXIT_METRIC + u32::try_from(place).unwrap_or(u32::MAX - FIRST_EXIT_METRIC - 1);
+    Family::BOTH
+        .into_iter()
+        .filter(|family| match family {
+            Family::V4 => exit.v4,
+            Family::V6 => exit.v6,
+        })
+        .filter_map(|family| {
+            let gateway = jail.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family);
+            // Without a next hop, an Ethernet exit would ask by ARP for every address of the internet.
+            (gateway.is_some() || exit.link.tunnel).then(|| Route {
+                destination: family.everything(),
+                target: Target::Dev { name: IfName::clone(&name), gateway },
+                metric,
+            })
+        })
+        .collect()
+}
+
+fn nothing_else_leaves() -> Vec<Route> {
+    Family::BOTH
+        .map(|family| Route { destination: family.everything(), target: Target::Unreachable, metric: LAST_METRIC })
+        .into()
+}
+
+/// The set elements that make a container a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// On its bridge ports: it speaks only with its own MAC and addresses.
+    pub guard: Vec<Element>,
+    /// In the wall: it is enrolled.
+    pub membership: Vec<Element>,
+    /// In its own namespace: the confirmed addresses may emit.
+    pub lock: Vec<Element>,
+}
+
+/// What the kernel should hold for a member with these interfaces.
+pub fn member(jail: &JailName, interfaces: &[Confirmed]) -> Member {
+    Member {
+        guard: interfaces.iter().flat_map(|interface| guard(jail, interface)).collect(),
+        membership: interfaces.iter().flat_map(|interface| membership(jail, interface)).collect(),
+        lock: interfaces.iter().flat_map(lock).collect(),
+    }
+}
+
+/// The unspecified address is among a member's own, for ARP probes (RFC 5227) and duplicate address detection
+/// (RFC 4862); the guard's rules let it through for those alone.
+fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
+    let table = TableId::guard(jail);
+    let mac = Part::Mac(interface.mac);
+    let port = Part::Index(interface.port);
+    let mut elements = vec![Element { table: table.clone(), set: Set::Ports, key: vec![port.clone()] }];
+    let unspecified = Family::BOTH.map(|family| family.everything().addr());
+    for address in own_addresses(interface).into_iter().chain(unspecified) {
+        let set = match address {
+            IpAddr::V4(_) => Set::Own4,
+            IpAddr::V6(_) => Set::Own6,
+        };
+        let key = vec![port.clone(), mac.clone(), Part::Address(address)];
+        elements.push(Element { table: table.clone(), set, key });
+        if let IpAddr::V6(address) = address
+            && !address.is_unspecified()
+        {
+            let key = vec![port.clone(), mac.clone(), Part::Raw(address)];
+            elements.push(Element { table: table.clone(), set: Set::Target6, key });
+        }
+    }
+    elements
+}
+
+fn membership(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
+    interface
+        .addresses
+        .iter()
+        .map(|address| Element {
+            table: TableId::wall(jail),
+            set: match address {
+                IpAddr::V4(_) => Set::Members4,
+                IpAddr::V6(_) => Set::Members6,
+            },
+            key: vec![Part::Mac(interface.mac), Part::Address(*address)],
+        })
+        .collect()
+}
+
+fn lock(interface: &Confirmed) -> Vec<Element> {
+    own_addresses(interface)
+        .into_iter()
+        .map(|address| Element {
+            table: TableId::lock(),
+            set: match address {
+                IpAddr::V4(_) => Set::Out4,
+                IpAddr::V6(_) => Set::Out6,
+            },
+            key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+        })
+        .collect()
+}
+
+/// The confirmed addresses, the link-local ones that were seen, and the one that the kernel will make of the MAC when
+/// the link comes up (it may not be there yet).
+fn own_addresses(interface: &Confirmed) -> Vec<IpAddr> {
+    let mut own = interface.addresses.clone();
+    own.extend(&interface.link_local);
+    own.push(interface.mac.link_local().into());
+    own.sort();
+    own.dedup();
+    own
+}

@@ -1,0 +1,140 @@
+//! What was observed, on the host and in a member's network namespace. No judgement in here.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::names::IfName;
+use super::objects::{Mac, Route, Rule};
+
+/// A network namespace's identity: device and inode of its nsfs file (namespaces(7)). Unique among the living.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NetnsId {
+    pub dev: u64,
+    pub ino: u64,
+}
+
+/// A network interface (`RTM_NEWLINK`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// `IFLA_INFO_KIND`: "veth", "bridge", "tun"; absent for physical interfaces and `lo`.
+    pub kind: Option<String>,
+    pub mac: Option<Mac>,
+    /// `IFF_UP`.
+    pub up: bool,
+    /// `IFF_LOOPBACK`.
+    pub loopback: bool,
+    /// Packets need no next hop: `IFF_POINTOPOINT` or `IFF_NOARP`.
+    pub tunnel: bool,
+    /// `IFLA_LINK`: for a veth, the index of its peer.
+    pub peer: Option<u32>,
+    /// `IFLA_LINK_NETNSID`: the namespace of the peer, as the namespace that was asked numbers it.
+    pub peer_netns: Option<i32>,
+    /// `IFLA_MASTER`: the bridge that this is a port of.
+    pub master: Option<u32>,
+}
+
+impl Link {
+    pub fn is_kind(&self, kind: &str) -> bool {
+        self.kind.as_deref() == Some(kind)
+    }
+}
+
+/// An address of an interface (`RTM_NEWADDR`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    pub index: u32,
+    pub address: IpAddr,
+    /// 0 to 32, or to 128.
+    pub prefix_len: u8,
+}
+
+impl Address {
+    /// 169.254.0.0/16 or fe80::/10: never routed, so never a way out (RFC 3927, RFC 4291).
+    pub fn is_link_local(&self) -> bool {
+        match self.address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        }
+    }
+}
+
+/// What a container's network namespace shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetnsFacts {
+    pub id: NetnsId,
+    pub links: Vec<Link>,
+    pub addresses: Vec<Address>,
+}
+
+impl NetnsFacts {
+    pub fn addresses_of(&self, index: u32) -> impl Iterator<Item = &Address> {
+        self.addresses.iter().filter(move |address| address.index == index)
+    }
+
+    /// Addresses that could be routed: neither loopback's nor link-local.
+    pub fn routable(&self) -> impl Iterator<Item = &Address> {
+        self.addresses.iter().filter(|address| !address.is_link_local() && !address.address.is_loopback())
+    }
+}
+
+/// An exit that exists now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitFacts {
+    pub link: Link,
+    /// It has an IPv4 address.
+    pub v4: bool,
+    /// It has an IPv6 address that is not link-local.
+    pub v6: bool,
+}
+
+/// What the wall is built from: the parts of the host that tunjail does not own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Surroundings {
+    /// The jail's exits that exist, in the jail's order.
+    pub exits: Vec<ExitFacts>,
+    /// The jail's bridge, when it exists or was named.
+    pub bridge: Option<IfName>,
+}
+
+/// What the kernel holds of a jail's wall.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WallFacts {
+    /// Rules with tunjail's protocol that look up the jail's table.
+    pub rules: Vec<Rule>,
+    /// Every route in the jail's table, whoever made it.
+    pub routes: Vec<Route>,
+    /// Fingerprints of the nftables tables; `None` when a table is missing.
+    pub tables: Tables,
+}
+
+/// Fingerprints of the wall's and the guard's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tables {
+    pub wall: Option<Fingerprint>,
+    pub guard: Option<Fingerprint>,
+}
+
+/// A digest of a table's chains, rules and set declarations, free of handles and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(pub u64);
+
+/// A net that the host itself is in, with the interface that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNet {
+    pub net: ipnet::IpNet,
+    pub interface: String,
+}
+
+/// The kernel's answer to "where would this packet go" (`RTM_GETROUTE`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FibAnswer {
+    /// Out by the interface with this index.
+    Out(u32),
+    /// To the host itself.
+    Local,
+    /// Nowhere: the kernel would reject it.
+    Unreachable,
+}

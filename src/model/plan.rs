@@ -1,0 +1,157 @@
+//! How to get from what the kernel holds to what it should hold. Pure, ordered, printable.
+//!
+//! The order is part of the promise. Raising: the filter wall first, then the end of the table, then its routes, then
+//! the rules that lead there; at no step is anything open that was closed before. Taking down: the other way round.
+
+use std::fmt::Write;
+
+use super::desired::Wall;
+use super::facts::WallFacts;
+use super::names::JailName;
+use super::objects::{Element, Route, Rule, TableId, Target};
+
+/// One step. Each is atomic in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Replace the jail's nftables tables, members included.
+    LoadRuleset(String),
+    DropTable(TableId),
+    AddRoute {
+        table: u32,
+        route: Route,
+    },
+    DeleteRoute {
+        table: u32,
+        route: Route,
+    },
+    AddRule(Rule),
+    DeleteRule(Rule),
+    AddElements(Vec<Element>),
+    DeleteElements(Vec<Element>),
+    /// Close the lock in the member's namespace: from here on only what was confirmed may emit.
+    CloseLock,
+    /// Let the confirmed addresses emit.
+    OpenLock(Vec<Element>),
+}
+
+/// Why a wall cannot be planned.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error(
+        "routing table {table} of jail {jail} holds a route of others ({route}); remove it, or set another number with \"table = \" in [jail.{jail}]"
+    )]
+    ForeignRoute { jail: JailName, table: u32, route: String },
+}
+
+/// Steps that make the wall stand. `ruleset` is the script when the tables are missing or differ, `None` when intact.
+pub fn raise(
+    jail: &JailName,
+    observed: &WallFacts,
+    desired: &Wall,
+    ruleset: Option<String>,
+) -> Result<Vec<Change>, PlanError> {
+    let table = desired.table;
+    if let Some(route) = observed.routes.iter().find(|route| matches!(route.target, Target::Foreign(_))) {
+        return Err(PlanError::ForeignRoute { jail: jail.clone(), table, route: route.to_string() });
+    }
+    let mut steps: Vec<Change> = ruleset.map(Change::LoadRuleset).into_iter().collect();
+
+    // A route's identity in the kernel is its destination and metric; one that leads elsewhere now has to go first.
+    let (ends, ways): (Vec<_>, Vec<_>) =
+        missing(&desired.routes, &observed.routes).into_iter().partition(|route| route.target == Target::Unreachable);
+    let add_route = |route: Route| Change::AddRoute { table, route };
+    steps.extend(ends.into_iter().map(add_route));
+    steps.extend(
+        missing(&observed.routes, &desired.routes).into_iter().map(|route| Change::DeleteRoute { table, route }),
+    );
+    steps.extend(ways.into_iter().map(add_route));
+
+    steps.extend(missing(&desired.rules, &observed.rules).into_iter().map(Change::AddRule));
+    steps.extend(missing(&observed.rules, &desired.rules).into_iter().map(Change::DeleteRule));
+    Ok(steps)
+}
+
+/// Steps that remove every object of the wall and nothing else.
+pub fn take_down(table: u32, tables: [TableId; 2], observed: &WallFacts) -> Vec<Change> {
+    let mut steps: Vec<Change> = observed.rules.iter().cloned().map(Change::DeleteRule).collect();
+    let (ends, ways): (Vec<_>, Vec<_>) = observed
+        .routes
+        .iter()
+        .filter(|route| !matches!(route.target, Target::Foreign(_)))
+        .cloned()
+        .partition(|route| route.target == Target::Unreachable);
+    steps.extend(ways.into_iter().chain(ends).map(|route| Change::DeleteRoute { table, route }));
+    let [wall, guard] = tables;
+    let standing = [(guard, observed.tables.guard), (wall, observed.tables.wall)];
+    steps.extend(standing.into_iter().filter(|(_, there)| there.is_some()).map(|(id, _)| Change::DropTable(id)));
+    steps
+}
+
+fn missing<T: Clone + PartialEq>(wanted: &[T], there: &[T]) -> Vec<T> {
+    wanted.iter().filter(|item| !there.contains(item)).cloned().collect()
+}
+
+impl Change {
+    /// The step as the `ip` and `nft` lines that would do the same. `member` is the path of the member's network
+    /// namespace, for the steps inside it.
+    pub fn lines(&self, member: &str) -> String {
+        match self {
+            Self::LoadRuleset(script) => format!("nft -f - <<'END'\n{script}END\n"),
+            Self::DropTable(table) => format!("nft delete table {table}\n"),
+            Self::AddRoute { table, route } => route_line("add", *table, route),
+            Self::DeleteRoute { table, route } => route_line("del", *table, route),
+            Self::AddRule(rule) => format!("ip {} rule add {rule}\n", rule.family().ip_option()),
+            Self::DeleteRule(rule) => format!("ip {} rule del {rule}\n", rule.family().ip_option()),
+            Self::AddElements(elements) => element_lines("nft add", elements),
+            Self::DeleteElements(elements) => element_lines("nft delete", elements),
+            Self::CloseLock => format!("nsenter --net={member} nft -f - <<'END'\n{}END\n", lock_text()),
+            Self::OpenLock(elements) => element_lines(&format!("nsenter --net={member} nft add"), elements),
+        }
+    }
+}
+
+fn route_line(verb: &str, table: u32, route: &Route) -> String {
+    format!("ip {} route {verb} {route} table {table}\n", route.family().ip_option())
+}
+
+fn element_lines(verb: &str, elements: &[Element]) -> String {
+    elements.iter().fold(String::new(), |mut lines, element| {
+        let _ = writeln!(lines, "{verb} element '{element}'");
+        lines
+    })
+}
+
+/// What the closed lock is, in nft's words. It is written by netlink, without nft, because the namespace is the
+/// container's; a test holds this text and what `nft list` shows of the real one together.
+pub fn lock_text() -> String {
+    format!(
+        "table {} {{
+	set out4 {{
+		type ifname . ipv4_addr
+	}}
+
+	set out6 {{
+		type ifname . ipv6_addr
+	}}
+
+	chain out {{
+		type filter hook postrouting priority 300; policy drop;
+		oifname \"lo\" accept
+		oifname . ip saddr @out4 accept
+		oifname . ip6 saddr @out6 accept
+		icmpv6 type nd-neighbor-solicit ip6 hoplimit 255 accept
+		icmpv6 type nd-neighbor-advert ip6 hoplimit 255 accept
+		icmpv6 type mld-listener-report ip6 hoplimit 1 accept
+		icmpv6 type mld-listener-done ip6 hoplimit 1 accept
+		icmpv6 type mld2-listener-report ip6 hoplimit 1 accept
+	}}
+}}
+",
+        TableId::lock()
+    )
+}
+
+/// All steps as lines.
+pub fn lines(steps: &[Change], member: &str) -> String {
+    steps.iter().map(|step| step.lines(member)).collect()
+}

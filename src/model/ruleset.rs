@@ -1,0 +1,352 @@
+//! The two nftables tables of a jail, as text for `nft -f`. One function per promise.
+//!
+//! Text, because it is what an administrator reads in `--dry-run` and compares with `nft list table`; and because one
+//! `nft -f` run is one transaction, so that the old ruleset holds until the new one does.
+//!
+//! Kept to what nft 1.0.6 reads and prints, and to what needs no `meta ibrname` (a kernel option,
+//! CONFIG_NFT_BRIDGE_META, that not every kernel has).
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+
+use super::names::IfName;
+use super::objects::{Element, Family, TableId};
+use super::policy::{Allow, Jail, Port};
+
+/// Chains and set declarations of a jail's tables, without any member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    wall: TableId,
+    guard: TableId,
+    text: String,
+}
+
+impl Ruleset {
+    pub fn tables(&self) -> [&TableId; 2] {
+        [&self.wall, &self.guard]
+    }
+
+    /// The script that replaces both tables in one transaction and fills them with `elements`.
+    pub fn script(&self, elements: &[Element]) -> String {
+        let mut script = String::new();
+        for table in self.tables() {
+            // `delete` fails on a table that is not there, so it is made first; `destroy` needs nft 1.0.7.
+            let _ = writeln!(script, "add table {table}\ndelete table {table}");
+        }
+        script.push_str(&self.text);
+        for element in elements {
+            let _ = writeln!(script, "add element {element}");
+        }
+        script
+    }
+
+    /// The declarations alone; what the record keeps a digest of.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// The ruleset of `jail`, whose members are ports of `bridge` once that exists.
+pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
+    let wall = TableId::wall(&jail.name);
+    let guard = TableId::guard(&jail.name);
+    let scope = Scope { jail, bridge };
+    let mut text = String::new();
+    table(
+        &mut text,
+        &wall,
+        &[
+            "counter rejected_out { }".to_owned(),
+            "counter rejected_in { }".to_owned(),
+            "counter rejected_host { }".to_owned(),
+            "set members4 { type ether_addr . ipv4_addr; counter; }".to_owned(),
+            "set members6 { type ether_addr . ipv6_addr; counter; }".to_owned(),
+        ],
+        &[
+            reject(),
+            scope.out_of_the_jail(),
+            scope.into_the_jail(),
+            scope.into_the_host(),
+            scope.no_way_is_told_at_once(),
+            scope.forward(),
+            scope.input(),
+            scope.mss(),
+            scope.nat(),
+        ],
+    );
+    table(
+        &mut text,
+        &guard,
+        &[
+            "counter forged { }".to_owned(),
+            "set ports { type iface_index; }".to_owned(),
+            "set own4 { type iface_index . ether_addr . ipv4_addr; counter; }".to_owned(),
+            "set own6 { type iface_index . ether_addr . ipv6_addr; counter; }".to_owned(),
+            "set target6 { typeof iif . ether saddr . @th,64,128; }".to_owned(),
+        ],
+        &[a_port_speaks_as_itself(), guard_hook()],
+    );
+    Ruleset { wall, guard, text }
+}
+
+/// A chain: its name, its hook line if it is a base chain, its rules.
+struct Chain {
+    name: &'static str,
+    hook: Option<&'static str>,
+    rules: Vec<String>,
+}
+
+fn table(text: &mut String, id: &TableId, objects: &[String], chains: &[Chain]) {
+    let _ = writeln!(text, "table {id} {{");
+    for object in objects {
+        let _ = writeln!(text, "\t{object}");
+    }
+    for chain in chains {
+        let _ = writeln!(text, "\tchain {} {{", chain.name);
+        for rule in chain.hook.iter().copied().chain(chain.rules.iter().map(String::as_str)) {
+            let _ = writeln!(text, "\t\t{rule}");
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+}
+
+/// Tells the application at once, so that it neither hangs nor retries for minutes.
+fn reject() -> Chain {
+    Chain {
+        name: "reject_now",
+        hook: None,
+        rules: vec![
+            "meta l4proto tcp reject with tcp reset".to_owned(),
+            "reject with icmpx admin-prohibited".to_owned(),
+        ],
+    }
+}
+
+/// Replies of connections that the other side opened. Never of ones that the sender opened itself: an established
+/// flow is no reason to pass.
+const REPLY: &str = "ct state established,related ct direction reply";
+
+struct Scope<'a> {
+    jail: &'a Jail,
+    bridge: Option<&'a IfName>,
+}
+
+impl Scope<'_> {
+    /// Every forwarded packet from or to the jail is judged, by the bridge it came in or goes out by and by its
+    /// addresses: either is enough.
+    fn forward(&self) -> Chain {
+        let mut rules = Vec::new();
+        rules.extend(self.bridge.map(|bridge| format!("iifname \"{bridge}\" goto from_members")));
+        rules.extend(self.by_family("saddr").map(|source| format!("{source} goto from_members")));
+        rules.extend(self.bridge.map(|bridge| format!("oifname \"{bridge}\" goto to_members")));
+        rules.extend(self.by_family("daddr").map(|destination| format!("{destination} goto to_members")));
+        Chain { name: "forward", hook: Some("type filter hook forward priority -10; policy accept;"), rules }
+    }
+
+    /// A packet that the jail's table calls unreachable ends in the routing decision, before any forward hook, and the
+    /// kernel's ICMP error for it is rate-limited (icmp_ratelimit, ip-sysctl): under load a new connection would hang.
+    /// So its SYN is reset here. Established connections are left alone: they outlive a restart of the exit.
+    fn no_way_is_told_at_once(&self) -> Chain {
+        let syn = "tcp flags & (fin | syn | rst | ack) == syn";
+        let nowhere = "fib daddr type != local fib daddr oif missing";
+        let rules = self
+            .by_family("saddr")
+            .map(|source| {
+                format!("iifname != \"lo\" {source} {syn} {nowhere} counter name rejected_out reject with tcp reset")
+            })
+            .collect();
+        // After destination NAT (-100), whose target is what is asked for.
+        Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
+    }
+
+    fn out_of_the_jail(&self) -> Chain {
+        let mut rules = Vec::new();
+        if self.jail.enrolled_only {
+            rules.extend(self.only_enrolled_members_speak());
+        }
+        rules.extend(self.members_reach_each_other());
+        rules.extend(self.members_leave_by_the_exit());
+        for allow in &self.jail.allow {
+            rules.extend(self.members_reach_an_allowed_net(allow));
+        }
+        rules.push("counter name rejected_out goto reject_now".to_owned());
+        Chain { name: "from_members", hook: None, rules }
+    }
+
+    fn into_the_jail(&self) -> Chain {
+        let exits = names(&self.jail.exits);
+        let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        for allow in &self.jail.allow {
+            rules.extend(an_allowed_net_reaches_members(allow));
+        }
+        rules.push("counter name rejected_in goto reject_now".to_owned());
+        Chain { name: "to_members", hook: None, rules }
+    }
+
+    /// An address of the subnet that no hook enrolled gets nothing.
+    fn only_enrolled_members_speak(&self) -> Vec<String> {
+        vec![
+            "meta nfproto ipv4 ether saddr . ip saddr != @members4 counter name rejected_out goto reject_now"
+                .to_owned(),
+            "meta nfproto ipv6 ether saddr . ip6 saddr != @members6 counter name rejected_out goto reject_now"
+                .to_owned(),
+        ]
+    }
+
+    /// Frames between two ports pass the forward hook when br_netfilter is on.
+    fn members_reach_each_other(&self) -> Option<String> {
+        self.bridge.map(|bridge| format!("oifname \"{bridge}\" accept"))
+    }
+
+    fn members_leave_by_the_exit(&self) -> Vec<String> {
+        let exits = names(&self.jail.exits);
+        self.by_family("saddr").map(|source| format!("oifname {exits} {source} accept")).collect()
+    }
+
+    fn members_reach_an_allowed_net(&self, allow: &Allow) -> Vec<String> {
+        let Some(source) = self.subnets_of(Family::of_net(&allow.net), "saddr") else { return Vec::new() };
+        let net = matches(allow.net, "daddr");
+        let mut rules = Vec::new();
+        if allow.direction.is_out() {
+            rules.extend(by_port(&allow.ports, "dport").map(|port| format!("{source} {net}{port} accept")));
+        }
+        if allow.direction.is_in() {
+            rules.extend(by_port(&allow.ports, "sport").map(|port| format!("{REPLY} {source} {net}{port} accept")));
+        }
+        rules
+    }
+
+    /// The host's own services are closed to members: a proxy or a resolver there is a way round the exit.
+    fn input(&self) -> Chain {
+        let mut rules = Vec::new();
+        rules.extend(self.bridge.map(|bridge| format!("iifname \"{bridge}\" goto to_host")));
+        rules.extend(self.by_family("saddr").map(|source| format!("iifname != \"lo\" {source} goto to_host")));
+        Chain { name: "input", hook: Some("type filter hook input priority -10; policy accept;"), rules }
+    }
+
+    fn into_the_host(&self) -> Chain {
+        Chain {
+            name: "to_host",
+            hook: None,
+            rules: vec![
+                format!("{REPLY} accept"),
+                "icmp type echo-request accept".to_owned(),
+                "icmpv6 type { echo-request, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report } accept".to_owned(),
+                "counter name rejected_host goto reject_now".to_owned(),
+            ],
+        }
+    }
+
+    /// Both directions: the SYN-ACK of a member that answers carries an MSS too.
+    fn mss(&self) -> Chain {
+        let exits = names(&self.jail.exits);
+        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
+        let mut rules = Vec::new();
+        for source in self.by_family("saddr") {
+            rules.push(format!("oifname {exits} {source} {clamp}"));
+        }
+        for destination in self.by_family("daddr") {
+            rules.push(format!("iifname {exits} {destination} {clamp}"));
+        }
+        Chain { name: "mss", hook: Some("type filter hook forward priority -150; policy accept;"), rules }
+    }
+
+    /// A NAT binding is made once for a connection: where an engine's own masquerade rule came first, this changes
+    /// nothing; where no engine did it ("iptables": false, IPv6, bare runc), this does.
+    fn nat(&self) -> Chain {
+        let exits = names(&self.jail.exits);
+        let mut rules: Vec<String> =
+            self.by_family("saddr").map(|source| format!("oifname {exits} {source} masquerade")).collect();
+        for allow in self.jail.allow.iter().filter(|allow| allow.direction.is_out()) {
+            if let Some(source) = self.subnets_of(Family::of_net(&allow.net), "saddr") {
+                rules.push(format!("{source} {} masquerade", matches(allow.net, "daddr")));
+            }
+        }
+        Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
+    }
+
+    /// The match of the jail's subnets, once for each family that it has.
+    fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
+        Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
+    }
+
+    fn subnets_of(&self, family: Family, side: &str) -> Option<String> {
+        let nets: Vec<String> =
+            self.jail.subnets.iter().filter(|net| Family::of_net(net) == family).map(IpNet::to_string).collect();
+        let protocol = protocol(family);
+        match nets.as_slice() {
+            [] => None,
+            [net] => Some(format!("{protocol} {side} {net}")),
+            nets => Some(format!("{protocol} {side} {{ {} }}", nets.join(", "))),
+        }
+    }
+}
+
+fn an_allowed_net_reaches_members(allow: &Allow) -> Vec<String> {
+    let net = matches(allow.net, "saddr");
+    let mut rules = Vec::new();
+    if allow.direction.is_in() {
+        rules.extend(by_port(&allow.ports, "dport").map(|port| format!("{net}{port} accept")));
+    }
+    if allow.direction.is_out() {
+        rules.extend(by_port(&allow.ports, "sport").map(|port| format!("{REPLY} {net}{port} accept")));
+    }
+    rules
+}
+
+/// One match per port, with a leading space; one empty match when every port is meant. Errors about an allowed
+/// connection (`ct state related`) carry no port of their own, so the reply rules of a port list leave ICMP out.
+fn by_port<'a>(ports: &'a [Port], side: &'a str) -> Box<dyn Iterator<Item = String> + 'a> {
+    if ports.is_empty() {
+        return Box::new(std::iter::once(String::new()));
+    }
+    Box::new(ports.iter().map(move |port| format!(" {} {side} {}", port.protocol.as_str(), port.number)))
+}
+
+/// The guard proper. A member's port that says anything else is counted and dropped.
+fn a_port_speaks_as_itself() -> Chain {
+    Chain {
+        name: "member",
+        hook: None,
+        rules: vec![
+            "ether type ip ip saddr != 0.0.0.0 iif . ether saddr . ip saddr @own4 accept".to_owned(),
+            "ether type arp arp htype 1 arp ptype ip iif . ether saddr . arp saddr ip @own4 iif . arp saddr ether . arp saddr ip @own4 accept".to_owned(),
+            "icmpv6 type { nd-router-advert, nd-redirect } counter name forged drop".to_owned(),
+            "icmpv6 type nd-neighbor-advert iif . ether saddr . @th,64,128 != @target6 counter name forged drop".to_owned(),
+            "ip6 saddr :: icmpv6 type != { nd-neighbor-solicit, mld2-listener-report } counter name forged drop".to_owned(),
+            "ip6 saddr :: meta l4proto != ipv6-icmp counter name forged drop".to_owned(),
+            "ether type ip6 iif . ether saddr . ip6 saddr @own6 accept".to_owned(),
+            "counter name forged drop".to_owned(),
+        ],
+    }
+}
+
+/// Before anything else that bridges look at (bridge priority dstnat).
+fn guard_hook() -> Chain {
+    Chain {
+        name: "guard",
+        hook: Some("type filter hook prerouting priority -300; policy accept;"),
+        rules: vec!["iif @ports goto member".to_owned()],
+    }
+}
+
+fn protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+fn matches(net: IpNet, side: &str) -> String {
+    format!("{} {side} {net}", protocol(Family::of_net(&net)))
+}
+
+/// `"tun0"` or `{ "tun0", "tun1" }`.
+fn names(interfaces: &[IfName]) -> String {
+    match interfaces {
+        [one] => format!("\"{one}\""),
+        many => format!("{{ {} }}", many.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")),
+    }
+}

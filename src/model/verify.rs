@@ -1,0 +1,68 @@
+//! Whether the kernel now holds what it should. Called after every apply; what it finds is an error, never a warning.
+
+use super::desired::Wall;
+use super::facts::{FibAnswer, Tables, WallFacts};
+use super::objects::{Element, Route, Rule};
+
+/// What was found wrong after a write. Each text says what differs.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    #[error("ip rule \"{0}\" is missing after it was added")]
+    RuleMissing(Rule),
+    #[error("ip rule \"{0}\" is still there after it was removed")]
+    RuleSurplus(Rule),
+    #[error("route \"{0}\" is missing after it was added")]
+    RouteMissing(Route),
+    #[error("route \"{0}\" is in the jail's table and should not be")]
+    RouteSurplus(Route),
+    #[error("nftables table {0} is not what was loaded; another program changed or removed it")]
+    Table(&'static str),
+    #[error("nftables element \"{0}\" is missing after it was added")]
+    ElementMissing(Element),
+    #[error(
+        "the kernel would send a packet from {source_address} to {destination} by the interface with index {index}, which is not an exit of the jail; look at `ip rule` for rules before preference {}",
+        super::objects::RULE_PRIORITY
+    )]
+    WrongWay { source_address: std::net::IpAddr, destination: std::net::IpAddr, index: u32 },
+}
+
+/// Compares what the kernel holds with what it should hold, contents and all. `loaded` are the fingerprints that the
+/// tables had right after they were loaded.
+pub fn wall(observed: &WallFacts, desired: &Wall, loaded: Tables) -> Result<(), Mismatch> {
+    fn first_missing<'a, T: PartialEq>(wanted: &'a [T], there: &[T]) -> Option<&'a T> {
+        wanted.iter().find(|item| !there.contains(item))
+    }
+    if let Some(rule) = first_missing(&desired.rules, &observed.rules) {
+        return Err(Mismatch::RuleMissing(rule.clone()));
+    }
+    if let Some(rule) = first_missing(&observed.rules, &desired.rules) {
+        return Err(Mismatch::RuleSurplus(rule.clone()));
+    }
+    if let Some(route) = first_missing(&desired.routes, &observed.routes) {
+        return Err(Mismatch::RouteMissing(route.clone()));
+    }
+    if let Some(route) = first_missing(&observed.routes, &desired.routes) {
+        return Err(Mismatch::RouteSurplus(route.clone()));
+    }
+    if observed.tables.wall.is_none() || observed.tables.wall != loaded.wall {
+        return Err(Mismatch::Table("of the wall"));
+    }
+    if observed.tables.guard.is_none() || observed.tables.guard != loaded.guard {
+        return Err(Mismatch::Table("of the guard"));
+    }
+    Ok(())
+}
+
+/// The kernel's own answer must be an exit of the jail, or nowhere, or the host itself, whose filter judges it.
+pub fn way(
+    source_address: std::net::IpAddr,
+    destination: std::net::IpAddr,
+    answer: &FibAnswer,
+    exits: &[u32],
+) -> Result<(), Mismatch> {
+    match answer {
+        FibAnswer::Unreachable | FibAnswer::Local => Ok(()),
+        FibAnswer::Out(index) if exits.contains(index) => Ok(()),
+        FibAnswer::Out(index) => Err(Mismatch::WrongWay { source_address, destination, index: *index }),
+    }
+}
