@@ -1,0 +1,254 @@
+//! From what the file says to a [`Jail`]: everything that can be judged by looking at one jail alone.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use toml::Spanned;
+
+use super::error::{Fault, JailFault, Role};
+use super::raw::{List, OneOrMany, RawAllow, RawAllowTable, RawJail};
+use super::{At, Checked};
+use crate::model::names::{IfName, JailName, shorten};
+use crate::model::policy::{Allow, Direction, Jail, Port, Transport};
+
+/// The shortest prefix of a net that a jail may hold or allow. `2000::/3` is the whole of today's IPv6 internet, and
+/// two nets of prefix 1 are as good as a default route.
+pub(super) const SHORTEST_PREFIX: u8 = 4;
+
+const SUBNETS_EXAMPLE: &str = "subnets = [\"172.18.0.0/16\"]";
+const EXIT_EXAMPLE: &str = "exit = \"tun0\"";
+const ALLOW_EXAMPLE: &str = "{ net = \"192.0.2.5\", ports = [\"tcp/443\"] }";
+
+/// Nets that no container's address lies in (RFC 6890's registry), and whether allowing them has no meaning either.
+/// 169.254.0.0/16 may be allowed: clouds answer there.
+const UNSUITABLE: [(IpNet, &str, bool); 9] = [
+    (v4([0, 0, 0, 0], 8), "the unspecified address", true),
+    (v4([127, 0, 0, 0], 8), "loopback", true),
+    (v4([169, 254, 0, 0], 16), "link-local", false),
+    (v4([224, 0, 0, 0], 4), "multicast", true),
+    (v6(0, 128), "the unspecified address", true),
+    (v6(1, 128), "loopback", true),
+    (v6(0xffff << 32, 96), "IPv4-mapped addresses, which are written as IPv4", true),
+    (v6(0xfe80 << 112, 10), "link-local", true),
+    (v6(0xff00 << 112, 8), "multicast", true),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
+}
+
+const fn v6(bits: u128, prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(bits), prefix))
+}
+
+/// A fault and the byte it was found at; the jail's name is added on the way out.
+type Found<T> = Result<T, (usize, JailFault)>;
+
+/// Checks one jail; `heading` is where its name stands.
+pub(super) fn check(heading: usize, name: JailName, raw: RawJail) -> Result<Checked, At> {
+    checked(heading, &name, raw)
+        .map_err(|(offset, fault)| At { offset, fault: Fault::Jail { jail: name, fault: Box::new(fault) } })
+}
+
+fn checked(heading: usize, name: &JailName, raw: RawJail) -> Found<Checked> {
+    if let Some(dns) = raw.dns {
+        return Err((dns.span().start, JailFault::DnsNotYet));
+    }
+    if let Some(host) = raw.host {
+        return Err((host.span().start, JailFault::HostNotYet));
+    }
+    let missing = |key, example| (heading, JailFault::Missing { key, example });
+    let subnets = subnets(&raw.subnets.ok_or_else(|| missing("subnets", SUBNETS_EXAMPLE))?)?;
+    let (subnets_at, subnets): (Vec<usize>, Vec<IpNet>) = subnets.into_iter().unzip();
+    let bridge_at = raw.bridge.as_ref().map_or(heading, |bridge| bridge.span().start);
+    let bridge = raw.bridge.map(|bridge| interface("bridge", &bridge)).transpose()?;
+    let exits = exits(&raw.exit.ok_or_else(|| missing("exit", EXIT_EXAMPLE))?, bridge.as_ref())?;
+    let gateways = raw.gateway.map_or(Ok(Vec::new()), |raw| gateways(&raw, &subnets))?;
+    let allow = raw.allow.map_or(Ok(Vec::new()), |raw| allows(raw, &subnets))?;
+    Ok(Checked {
+        heading,
+        subnets_at,
+        bridge_at,
+        table_at: raw.table.as_ref().map_or(heading, |table| table.span().start),
+        jail: Jail {
+            name: name.clone(),
+            subnets,
+            exits,
+            gateways,
+            allow,
+            bridge,
+            table: raw.table.map(|table| table.into_inner().0),
+            enrolled_only: raw.enrolled_only,
+        },
+    })
+}
+
+fn subnets(raw: &List<String>) -> Found<Vec<(usize, IpNet)>> {
+    if raw.items.is_empty() {
+        return Err((raw.at, JailFault::Empty { key: "subnets", example: SUBNETS_EXAMPLE }));
+    }
+    each(&raw.items, |text| match text.parse::<IpAddr>() {
+        Ok(address) => Err(JailFault::NoPrefix { address }),
+        Err(_) => net(Role::Subnet, text),
+    })
+}
+
+fn exits(raw: &OneOrMany, bridge: Option<&IfName>) -> Found<Vec<IfName>> {
+    if raw.items.is_empty() {
+        return Err((raw.at, JailFault::Empty { key: "exit", example: EXIT_EXAMPLE }));
+    }
+    let mut exits = Vec::with_capacity(raw.items.len());
+    for item in &raw.items {
+        let exit = interface("exit", item)?;
+        let at = item.span().start;
+        if bridge == Some(&exit) {
+            return Err((at, JailFault::ExitIsBridge(exit)));
+        }
+        if exits.contains(&exit) {
+            return Err((at, JailFault::ExitTwice(exit)));
+        }
+        exits.push(exit);
+    }
+    Ok(exits)
+}
+
+fn interface(key: &'static str, text: &Spanned<String>) -> Found<IfName> {
+    let at = text.span().start;
+    let name: IfName = text.get_ref().parse().map_err(|error| (at, JailFault::Interface { key, error }))?;
+    if name.as_str() == "lo" {
+        return Err((at, JailFault::Loopback(key)));
+    }
+    Ok(name)
+}
+
+fn gateways(raw: &OneOrMany, subnets: &[IpNet]) -> Found<Vec<IpAddr>> {
+    let mut gateways: Vec<IpAddr> = Vec::new();
+    for (at, gateway) in each(&raw.items, |text| gateway(text, subnets))? {
+        if let Some(&first) = gateways.iter().find(|first| first.is_ipv4() == gateway.is_ipv4()) {
+            return Err((at, JailFault::GatewayTwice { first, second: gateway }));
+        }
+        gateways.push(gateway);
+    }
+    Ok(gateways)
+}
+
+fn gateway(text: &str, subnets: &[IpNet]) -> Result<IpAddr, JailFault> {
+    let gateway: IpAddr = text.parse().map_err(|_| JailFault::NotAnAddress(shorten(text)))?;
+    let broadcast = gateway == IpAddr::V4(Ipv4Addr::BROADCAST);
+    // A mapped address turns into an IPv4 one here, which has no meaning as an IPv6 next hop.
+    let mapped = gateway.to_canonical() != gateway;
+    if gateway.is_unspecified() || gateway.is_loopback() || gateway.is_multicast() || broadcast || mapped {
+        return Err(JailFault::NoRouter(gateway));
+    }
+    match subnets.iter().find(|subnet| subnet.contains(&gateway)) {
+        Some(&subnet) => Err(JailFault::GatewayInside { gateway, subnet }),
+        None => Ok(gateway),
+    }
+}
+
+fn allows(raw: List<RawAllow>, subnets: &[IpNet]) -> Found<Vec<Allow>> {
+    raw.items
+        .into_iter()
+        .map(|item| {
+            let at = item.span().start;
+            match item.into_inner() {
+                RawAllow::Net(text) => Ok(Allow {
+                    net: allowed_net(&text, subnets).map_err(|fault| (at, fault))?,
+                    ports: Vec::new(),
+                    direction: Direction::Both,
+                }),
+                RawAllow::Table(table) => allow_table(at, table, subnets),
+            }
+        })
+        .collect()
+}
+
+fn allow_table(at: usize, raw: RawAllowTable, subnets: &[IpNet]) -> Found<Allow> {
+    let Some(net) = raw.net else {
+        return Err((at, JailFault::Missing { key: "net of an allow table", example: ALLOW_EXAMPLE }));
+    };
+    let at = net.span().start;
+    Ok(Allow {
+        net: allowed_net(net.get_ref(), subnets).map_err(|fault| (at, fault))?,
+        ports: raw.ports.map_or(Ok(Vec::new()), |raw| ports(&raw))?,
+        direction: raw.direction,
+    })
+}
+
+fn allowed_net(text: &str, subnets: &[IpNet]) -> Result<IpNet, JailFault> {
+    let net = net(Role::Allow, text)?;
+    match subnets.iter().find(|subnet| overlap(subnet, &net)) {
+        Some(&subnet) => Err(JailFault::AllowsItself { net, subnet }),
+        None => Ok(net),
+    }
+}
+
+/// An empty list is refused, for it could be read as "no port" as well as "every port".
+fn ports(raw: &List<String>) -> Found<Vec<Port>> {
+    if raw.items.is_empty() {
+        let example = "ports = [\"tcp/443\"], or leave it out to allow every port";
+        return Err((raw.at, JailFault::Empty { key: "ports", example }));
+    }
+    let mut ports = Vec::with_capacity(raw.items.len());
+    for (at, port) in each(&raw.items, port)? {
+        if ports.contains(&port) {
+            return Err((at, JailFault::PortTwice(format!("{}/{}", port.protocol.as_str(), port.number))));
+        }
+        ports.push(port);
+    }
+    Ok(ports)
+}
+
+fn port(text: &str) -> Result<Port, JailFault> {
+    let bad = || JailFault::NotAPort(shorten(text));
+    let (protocol, number) = text.split_once('/').ok_or_else(bad)?;
+    let protocol = match protocol {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        _ => return Err(bad()),
+    };
+    // `parse` alone would take "+443".
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad());
+    }
+    match number.parse() {
+        Ok(0) | Err(_) => Err(bad()),
+        Ok(number) => Ok(Port { protocol, number }),
+    }
+}
+
+/// Reads a net, or an address alone, and refuses what would hold or allow more than it seems to.
+fn net(role: Role, text: &str) -> Result<IpNet, JailFault> {
+    let net = match text.parse::<IpNet>() {
+        Ok(net) => net,
+        Err(_) => text.parse::<IpAddr>().map_err(|_| JailFault::NotANet { role, text: shorten(text) })?.into(),
+    };
+    if net.addr() != net.network() {
+        return Err(JailFault::HostBits { role, net });
+    }
+    if net.prefix_len() < SHORTEST_PREFIX {
+        return Err(JailFault::TooWide { role, net });
+    }
+    let unsuitable = |(special, _, not_allowed): &&(IpNet, _, bool)| {
+        (role == Role::Subnet || *not_allowed) && overlap(special, &net)
+    };
+    match UNSUITABLE.iter().find(unsuitable) {
+        Some(&(_, what, _)) => Err(JailFault::Unsuitable { role, net, what }),
+        None => Ok(net),
+    }
+}
+
+/// Two nets share an address exactly when one holds the other.
+pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+fn each<T>(items: &[Spanned<String>], read: impl Fn(&str) -> Result<T, JailFault>) -> Found<Vec<(usize, T)>> {
+    items
+        .iter()
+        .map(|item| {
+            let at = item.span().start;
+            read(item.get_ref()).map(|value| (at, value)).map_err(|fault| (at, fault))
+        })
+        .collect()
+}

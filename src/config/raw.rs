@@ -1,0 +1,206 @@
+//! The shape of the file: which keys there are and what types they have. What the values mean is checked later.
+//!
+//! Every value that a later check may refuse carries its place in the text, so that the check can name the line.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{
+    self, Deserialize, Deserializer, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::At;
+use super::error::{Fault, JailFault, one_line};
+use crate::model::names::{JailName, shorten};
+use crate::model::policy::Direction;
+
+/// What may stand under `[jail.NAME]`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table of settings, such as under [jail.vpn]")]
+pub(super) struct RawJail {
+    pub subnets: Option<List<String>>,
+    pub exit: Option<OneOrMany>,
+    pub gateway: Option<OneOrMany>,
+    pub allow: Option<List<RawAllow>>,
+    pub dns: Option<Spanned<IgnoredAny>>,
+    pub host: Option<Spanned<IgnoredAny>>,
+    pub bridge: Option<Spanned<String>>,
+    pub table: Option<Spanned<TableNumber>>,
+    #[serde(default)]
+    pub enrolled_only: bool,
+}
+
+/// An entry of `allow`: `"192.0.2.0/24"` or `{ net = "192.0.2.0/24", … }`.
+#[derive(Debug)]
+pub(super) enum RawAllow {
+    Net(String),
+    Table(RawAllowTable),
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAllowTable {
+    pub net: Option<Spanned<String>>,
+    pub ports: Option<List<String>>,
+    #[serde(default)]
+    pub direction: Direction,
+}
+
+/// A list, and where it begins. With `ALONE`, a single value without brackets is a list of one.
+#[derive(Debug)]
+pub(super) struct List<T, const ALONE: bool = false> {
+    pub at: usize,
+    pub items: Vec<Spanned<T>>,
+}
+
+pub(super) type OneOrMany = List<String, true>;
+
+/// A routing table's number that is free for a jail to take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableNumber(pub u32);
+
+/// Reads one file's text into its jails, in the order of their names.
+pub(super) fn jails(text: &str) -> Result<Vec<(usize, JailName, RawJail)>, At> {
+    let root = DeTable::parse(text).map_err(|error| syntax(text, error))?;
+    let mut jails = Vec::new();
+    for (key, value) in root.into_inner() {
+        let offset = key.span().start;
+        if key.get_ref() != "jail" {
+            return Err(At { offset, fault: Fault::UnknownKey(shorten(key.get_ref())) });
+        }
+        let DeValue::Table(tables) = value.into_inner() else {
+            return Err(At { offset, fault: Fault::NoJails });
+        };
+        for (name, value) in tables {
+            let offset = name.span().start;
+            let name = JailName::try_from(name.into_inner().into_owned())
+                .map_err(|error| At { offset, fault: Fault::Name(error) })?;
+            let raw = jail(&name, offset, value)?;
+            jails.push((offset, name, raw));
+        }
+    }
+    Ok(jails)
+}
+
+/// The parser tells first what it noticed first, which for a string without an end is the line after it. What a reader
+/// has to mend is the earliest fault, so a text that does not parse is read once more for all of them.
+fn syntax(text: &str, error: toml::de::Error) -> At {
+    let start = |error: &toml::de::Error| error.span().map_or(text.len(), |span| span.start);
+    let (_, errors) = DeTable::parse_recoverable(text);
+    let earliest = errors.into_iter().min_by_key(start).unwrap_or(error);
+    At { offset: start(&earliest), fault: Fault::Syntax(one_line(earliest.message())) }
+}
+
+fn jail(name: &JailName, heading: usize, value: Spanned<DeValue<'_>>) -> Result<RawJail, At> {
+    RawJail::deserialize(value.into_deserializer()).map_err(|error| {
+        // serde speaks of fields, TOML of keys.
+        let message = match error.message().strip_prefix("unknown field") {
+            Some(rest) => format!("unknown key{rest}"),
+            None => error.message().to_owned(),
+        };
+        At {
+            offset: error.span().map_or(heading, |span| span.start),
+            fault: Fault::Jail { jail: name.clone(), fault: Box::new(JailFault::Shape(one_line(&message))) },
+        }
+    })
+}
+
+impl<'de, T: Deserialize<'de>, const ALONE: bool> Deserialize<'de> for List<T, ALONE> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let items = Spanned::<Items<T, ALONE>>::deserialize(deserializer)?;
+        let span = items.span();
+        let items = match items.into_inner() {
+            Items::One(item) => vec![Spanned::new(span.clone(), item)],
+            Items::Many(items) => items,
+        };
+        Ok(Self { at: span.start, items })
+    }
+}
+
+/// [`List`] before its place is known: `Spanned` learns the place only around a whole value.
+enum Items<T, const ALONE: bool> {
+    One(T),
+    Many(Vec<Spanned<T>>),
+}
+
+impl<'de, T: Deserialize<'de>, const ALONE: bool> Deserialize<'de> for Items<T, ALONE> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ItemsVisitor::<T, ALONE>(PhantomData))
+    }
+}
+
+struct ItemsVisitor<T, const ALONE: bool>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const ALONE: bool> Visitor<'de> for ItemsVisitor<T, ALONE> {
+    type Value = Items<T, ALONE>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if ALONE { "a string or a list of strings" } else { "a list in brackets" })
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Self::Value, E> {
+        if !ALONE {
+            return Err(E::invalid_type(Unexpected::Str(value), &self));
+        }
+        T::deserialize(StrDeserializer::new(value)).map(Items::One)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(Items::Many(items))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawAllow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AllowVisitor)
+    }
+}
+
+struct AllowVisitor;
+
+impl<'de> Visitor<'de> for AllowVisitor {
+    type Value = RawAllow;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a net such as \"192.0.2.0/24\" or a table such as { net = \"192.0.2.5\", ports = [\"tcp/443\"] }")
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<RawAllow, E> {
+        Ok(RawAllow::Net(value.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawAllow, A::Error> {
+        RawAllowTable::deserialize(MapAccessDeserializer::new(map)).map(RawAllow::Table)
+    }
+}
+
+impl<'de> Deserialize<'de> for TableNumber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TableVisitor)
+    }
+}
+
+struct TableVisitor;
+
+impl Visitor<'_> for TableVisitor {
+    type Value = TableNumber;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a routing table's number from 1 to 4294967295, but not 253, 254 or 255, which are the kernel's")
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<TableNumber, E> {
+        // RT_TABLE_UNSPEC, RT_TABLE_DEFAULT, RT_TABLE_MAIN and RT_TABLE_LOCAL of linux/rtnetlink.h.
+        match u32::try_from(value) {
+            Ok(0 | 253..=255) | Err(_) => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+            Ok(number) => Ok(TableNumber(number)),
+        }
+    }
+}
