@@ -1,0 +1,110 @@
+//! What was said on the command line. Parsing acts on nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::model::names::{IfName, JailName};
+
+/// Keep containers behind one network interface, or nowhere.
+#[derive(Debug, Parser)]
+#[command(name = "tunjail", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// The configuration file
+    #[arg(long, global = true, env = "TUNJAIL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The OCI hook; a container runtime calls it with the container's state on stdin
+    #[command(subcommand)]
+    Hook(Hook),
+    /// Raise walls, before any container needs them
+    Up(Jails),
+    /// Take walls down; one that still holds containers goes with the last of them
+    Down(Jails),
+    /// Tell that an exit came or went (from OpenVPN's up and down, or by hand)
+    #[command(subcommand)]
+    Exit(Exit),
+    /// Show walls, exits, members and counters
+    Status(Show),
+    /// Check configuration, kernel, nft, exits and hooks before anything depends on them
+    Check(Show),
+    /// Stand in for an OCI runtime: append the hooks to the bundle's config.json, then run the real runtime
+    #[command(disable_help_flag = true)]
+    Runtime(Runtime),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Hook {
+    /// Hold the container before its first instruction, or refuse it
+    CreateRuntime(HookArgs),
+    /// Let go of the container; always exits 0
+    Poststop(HookArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct HookArgs {
+    /// The jail; without it the annotation io.tunjail.jail, then the container's address decide
+    #[arg(long, value_name = "NAME")]
+    pub jail: Option<JailName>,
+    /// Print what would be done, as ip and nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Jails {
+    /// The jails; all of them when none is named
+    #[arg(value_name = "JAIL")]
+    pub jails: Vec<JailName>,
+    /// Print what would be done, as ip and nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Exit {
+    /// The exit is there: route its jails through it
+    Up(ExitArgs),
+    /// The exit goes: its jails are closed until it is back
+    Down(ExitArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ExitArgs {
+    /// The exit's interface; without it the environment's `dev`, as OpenVPN sets it
+    #[arg(long, env = "dev", value_name = "INTERFACE")]
+    pub dev: Option<IfName>,
+    /// Print what would be done, as ip and nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What OpenVPN appends to its scripts' command lines; not used
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub appended: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Runtime {
+    /// The jail of every container of this runtime
+    #[arg(long, value_name = "NAME")]
+    pub jail: Option<JailName>,
+    /// The real runtime; runc or crun is found by itself
+    #[arg(long, value_name = "PATH")]
+    pub runtime: Option<PathBuf>,
+    /// The runtime's own command line
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub args: Vec<OsString>,
+}

@@ -1,0 +1,167 @@
+//! `tunjail check`: everything that a container's start depends on, looked at before one does.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::Show;
+use crate::config::Config;
+use crate::engine::wiring;
+use crate::hold::{Host, wall};
+use crate::kernel::nftables;
+use crate::model::conflict;
+use crate::model::policy::Jail;
+use crate::store::Store;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    /// Nothing leaks, but something that the user may want does not work.
+    Warning,
+    /// Containers of a jail will not start, or a promise does not hold.
+    Error,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    verdict: Verdict,
+    /// What was looked at.
+    what: String,
+    /// What was found, and the mend when there is something to mend.
+    found: String,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, verdict: Verdict, what: impl Into<String>, found: impl Into<String>) {
+        self.0.push(Finding { verdict, what: what.into(), found: found.into() });
+    }
+
+    /// Records a failure as an error and goes on: a check tells everything that it finds.
+    fn take<T>(&mut self, what: &str, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.add(Verdict::Error, what, super::one_line(&error))).ok()
+    }
+}
+
+pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
+    super::demand_root()?;
+    let mut findings = Findings::default();
+    let nft = findings.take("nft", nftables::find_nft().map_err(Into::into));
+    if let Some(path) = &nft {
+        findings.add(Verdict::Ok, "nft", path.display().to_string());
+    }
+    if let Some(config) = findings.take("configuration", Config::load(config).map_err(Into::into)) {
+        let verdict = if config.jails.is_empty() { Verdict::Warning } else { Verdict::Ok };
+        findings.add(verdict, "configuration", format!("{}: jails {}", config.sources_text(), config.names_text()));
+        forwarding(&mut findings, &config);
+        let host = findings.take("netlink", Host::open());
+        if let Some(mut host) = host {
+            for jail in &config.jails {
+                check_jail(&mut findings, &mut host, jail, nft.is_some());
+            }
+        }
+    }
+    for found in wiring::look() {
+        findings.add(if found.live { Verdict::Ok } else { Verdict::Warning }, found.way, found.text);
+    }
+    print(&findings.0, args.json)?;
+    let failed = findings.0.iter().any(|finding| finding.verdict == Verdict::Error);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn forwarding(findings: &mut Findings, config: &Config) {
+    for (v4, path) in [(true, "/proc/sys/net/ipv4/ip_forward"), (false, "/proc/sys/net/ipv6/conf/all/forwarding")] {
+        let needed = config.jails.iter().flat_map(|jail| &jail.subnets).any(|net| net.addr().is_ipv4() == v4);
+        if needed && fs::read_to_string(path).map(|text| text.trim() == "0").unwrap_or(true) {
+            let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
+            findings.add(
+                Verdict::Warning,
+                "forwarding",
+                format!("{name} is off, so nothing of a jail is forwarded; engines turn it on, or: sysctl -w {name}=1"),
+            );
+        }
+    }
+}
+
+fn check_jail(findings: &mut Findings, host: &mut Host, jail: &Jail, has_nft: bool) {
+    let what = format!("jail {}", jail.name);
+    let Some(survey) = findings.take(&what, wall::survey(host, &Store::open(), jail)) else { return };
+    match &survey.bridge {
+        Some(link) => findings.add(Verdict::Ok, &what, format!("bridge {}", link.name)),
+        None => findings.add(
+            Verdict::Warning,
+            &what,
+            "no bridge has an address in its subnets yet; create the containers' network, or name it with \"bridge = \"",
+        ),
+    }
+    if let Some(nets) = findings.take(&what, host.rtnl.nets().map_err(Into::into)) {
+        findings.take(&what, conflict::with_host(jail, &nets, survey.surroundings.bridge.as_ref()).map_err(Into::into));
+    }
+    exits(findings, &what, jail, &survey);
+    if has_nft
+        && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
+    {
+        findings.add(Verdict::Ok, &what, "the kernel and nft take its ruleset");
+    }
+    match (&survey.record, survey.stands()) {
+        (None, _) => findings.add(Verdict::Ok, &what, "its wall is down; `tunjail up` or its first container raises it"),
+        (Some(_), true) => findings.add(Verdict::Ok, &what, "its wall stands as it was written"),
+        (Some(_), false) => findings.add(
+            Verdict::Error,
+            &what,
+            "its wall is not what was written: another program changed it, or its exit or bridge changed; `tunjail up` mends it",
+        ),
+    }
+}
+
+fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey) {
+    for name in &jail.exits {
+        match survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str()) {
+            None => findings.add(
+                Verdict::Warning,
+                what,
+                format!("exit {name} does not exist now; nothing leaves until it does"),
+            ),
+            Some(exit) if !exit.link.up => {
+                findings.add(Verdict::Warning, what, format!("exit {name} is down; nothing leaves until it is up"));
+            }
+            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() => findings.add(
+                Verdict::Warning,
+                what,
+                format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
+            ),
+            Some(exit) => {
+                let family = |there: bool| if there { "by it" } else { "unreachable" };
+                findings.add(
+                    Verdict::Ok,
+                    what,
+                    format!("exit {name} is up; IPv4 {}, IPv6 {}", family(exit.v4), family(exit.v6)),
+                );
+            }
+        }
+    }
+}
+
+fn print(findings: &[Finding], json: bool) -> Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &serde_json::json!({ "version": 1, "findings": findings }))?;
+        return Ok(writeln!(out)?);
+    }
+    for Finding { verdict, what, found } in findings {
+        let verdict = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Error => "error",
+        };
+        writeln!(out, "{verdict:<8} {what}: {found}")?;
+    }
+    Ok(())
+}

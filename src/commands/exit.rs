@@ -1,0 +1,53 @@
+//! `tunjail exit up|down`: an exit came or went; bring the walls that stand up to date.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{Exit, ExitArgs};
+use crate::config::Config;
+use crate::exit::openvpn;
+use crate::hold::{Host, wall};
+use crate::model::plan;
+use crate::model::policy::Jail;
+use crate::store::{RaisedBy, Store};
+
+/// Both directions do the same: look at what is there now, and make the wall fit it. `down` differs only in that it is
+/// called while the interface may still be there; the kernel drops the route with it, and `unreachable` is left.
+pub fn run(config: Option<&Path>, exit: Exit) -> Result<ExitCode> {
+    super::demand_root()?;
+    let (Exit::Up(args) | Exit::Down(args)) = exit;
+    let config = Config::load(config)?;
+    let interface = openvpn::interface(args.dev.as_ref(), &args.appended)?;
+    let jails: Vec<&Jail> = config.jails.iter().filter(|jail| jail.exits.contains(&interface)).collect();
+    if jails.is_empty() {
+        eprintln!("tunjail: {interface} is the exit of no jail in {}; nothing to do", config.sources_text());
+        return Ok(ExitCode::SUCCESS);
+    }
+    follow(&jails, &args)
+}
+
+fn follow(jails: &[&Jail], args: &ExitArgs) -> Result<ExitCode> {
+    let mut host = Host::open()?;
+    let store = Store::open();
+    if args.dry_run {
+        for jail in jails {
+            if store.wall(&jail.name)?.is_some() {
+                let survey = wall::survey(&mut host, &store, jail)?;
+                print!("{}", plan::lines(&wall::plan_to_raise(&mut host, &store, jail, &survey)?, ""));
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = store.lock()?;
+    for jail in jails {
+        // A wall that nobody raised is not raised by a tunnel: its first member, or `up`, will.
+        if store.wall(&jail.name)?.is_some() {
+            wall::ensure(&mut host, &store, jail, RaisedBy::Hook)
+                .with_context(|| format!("jail {} does not follow its exit; it stays closed", jail.name))?;
+        }
+    }
+    store.tidy()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,59 @@
+//! `tunjail hook create-runtime|poststop`: what OCI runtimes call.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{Hook, HookArgs};
+use crate::config::Config;
+use crate::engine;
+use crate::hold::member::{self, Outcome};
+use crate::oci;
+
+pub fn run(config: Option<&Path>, hook: Hook) -> Result<ExitCode> {
+    match hook {
+        Hook::CreateRuntime(args) => match create_runtime(config, &args) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => {
+                // Some runtimes show nobody what a hook says on stderr.
+                engine::tell_the_user(&super::one_line(&error));
+                Err(error)
+            }
+        },
+        Hook::Poststop(args) => {
+            // An engine can do nothing about a failed poststop but skip other hooks: say it, and exit 0.
+            if let Err(error) = poststop(&args) {
+                super::complain(&error);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn create_runtime(config: Option<&Path>, args: &HookArgs) -> Result<()> {
+    let created = oci::created(io::stdin().lock())?;
+    let context = || format!("container {} was not started", created.container.id);
+    let config = Config::load(config).with_context(context)?;
+    engine::demand_host_privileges().with_context(context)?;
+    if args.dry_run {
+        let lines = member::plan_to_enter(&config, &created, args.jail.as_ref()).with_context(context)?;
+        return print(lines.as_deref().unwrap_or("# no jail is meant for this container: nothing to do\n"));
+    }
+    match member::enter(&config, &created, args.jail.as_ref()).with_context(context)? {
+        Outcome::NotOurs | Outcome::Held { .. } => Ok(()),
+    }
+}
+
+fn poststop(args: &HookArgs) -> Result<()> {
+    let container = oci::stopped(io::stdin().lock())?;
+    if args.dry_run {
+        return print(&member::plan_to_exit(&container.id)?);
+    }
+    member::exit(&container.id).with_context(|| format!("container {} was not taken out of its jail", container.id))
+}
+
+fn print(text: &str) -> Result<()> {
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,271 @@
+//! `tunjail status`: walls, exits, members and counters, as a table or as JSON.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::Show;
+use crate::config::Config;
+use crate::hold::{Host, member, wall};
+use crate::kernel::nftables::{self, Counter};
+use crate::model::names::JailName;
+use crate::model::objects::{Set, TableId};
+use crate::model::policy::Jail;
+use crate::store::{MemberRecord, MemberState, RaisedBy, Store};
+
+/// The JSON's version: raised when a member changes its meaning or goes.
+const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    jails: Vec<JailReport>,
+}
+
+#[derive(Serialize)]
+struct JailReport {
+    jail: JailName,
+    /// "up", "damaged" (something of it was changed or removed) or "down".
+    wall: &'static str,
+    raised_by: Option<RaisedBy>,
+    table: Option<u32>,
+    bridge: Option<String>,
+    exits: Vec<ExitReport>,
+    /// Packets that were refused: out past the exit, in from elsewhere, to the host, with a forged sender.
+    rejected: Rejected,
+    members: Vec<MemberReport>,
+    /// In /run/tunjail, but in no configuration file.
+    configured: bool,
+}
+
+#[derive(Serialize)]
+struct ExitReport {
+    name: String,
+    present: bool,
+    up: bool,
+    v4: bool,
+    v6: bool,
+}
+
+#[derive(Serialize, Default)]
+struct Rejected {
+    out: u64,
+    r#in: u64,
+    host: u64,
+    forged: u64,
+}
+
+#[derive(Serialize)]
+struct MemberReport {
+    containers: Vec<String>,
+    state: MemberState,
+    alive: bool,
+    interfaces: Vec<InterfaceReport>,
+}
+
+#[derive(Serialize)]
+struct InterfaceReport {
+    name: String,
+    port: String,
+    mac: String,
+    addresses: Vec<String>,
+    /// Packets and bytes that its own addresses sent.
+    packets: u64,
+    bytes: u64,
+}
+
+pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
+    super::demand_root()?;
+    let config = Config::load(config)?;
+    let report = report(&config)?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        for jail in &report.jails {
+            print(&mut out, jail)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(config: &Config) -> Result<Report> {
+    let mut host = Host::open()?;
+    let store = Store::open();
+    let mut jails = Vec::new();
+    for jail in &config.jails {
+        jails.push(report_jail(&mut host, &store, jail)?);
+    }
+    for name in store.jails()?.iter().filter(|name| config.jail(name).is_none()) {
+        jails.push(report_unconfigured(&mut host, &store, name)?);
+    }
+    Ok(Report { version: VERSION, jails })
+}
+
+fn report_jail(host: &mut Host, store: &Store, jail: &Jail) -> Result<JailReport> {
+    let survey = wall::survey(host, store, jail)?;
+    let exits = jail
+        .exits
+        .iter()
+        .map(|name| {
+            let facts = survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str());
+            ExitReport {
+                name: name.to_string(),
+                present: facts.is_some(),
+                up: facts.is_some_and(|exit| exit.link.up),
+                v4: facts.is_some_and(|exit| exit.v4),
+                v6: facts.is_some_and(|exit| exit.v6),
+            }
+        })
+        .collect();
+    Ok(JailReport {
+        wall: match (&survey.record, survey.stands()) {
+            (None, _) => "down",
+            (Some(_), true) => "up",
+            (Some(_), false) => "damaged",
+        },
+        raised_by: survey.record.as_ref().map(|record| record.raised_by),
+        table: survey.record.as_ref().map(|record| record.table),
+        bridge: survey.surroundings.bridge.as_ref().map(ToString::to_string),
+        exits,
+        rejected: rejected(&jail.name)?,
+        members: members(host, store, &jail.name)?,
+        configured: true,
+        jail: jail.name.clone(),
+    })
+}
+
+fn report_unconfigured(host: &mut Host, store: &Store, name: &JailName) -> Result<JailReport> {
+    let record = store.wall(name)?;
+    Ok(JailReport {
+        wall: if record.is_some() { "up" } else { "down" },
+        raised_by: record.as_ref().map(|record| record.raised_by),
+        table: record.as_ref().map(|record| record.table),
+        bridge: record.and_then(|record| record.bridge).map(Into::into),
+        exits: Vec::new(),
+        rejected: rejected(name)?,
+        members: members(host, store, name)?,
+        configured: false,
+        jail: name.clone(),
+    })
+}
+
+fn rejected(jail: &JailName) -> Result<Rejected> {
+    let wall = nftables::counters(&TableId::wall(jail))?;
+    let guard = nftables::counters(&TableId::guard(jail))?;
+    let packets = |counters: &HashMap<String, Counter>, name| counters.get(name).map_or(0, |counter| counter.packets);
+    Ok(Rejected {
+        out: packets(&wall, "rejected_out"),
+        r#in: packets(&wall, "rejected_in"),
+        host: packets(&wall, "rejected_host"),
+        forged: packets(&guard, "forged"),
+    })
+}
+
+fn members(host: &mut Host, store: &Store, jail: &JailName) -> Result<Vec<MemberReport>> {
+    let records = store.members(jail)?;
+    if records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut sent = nftables::elements(&TableId::guard(jail), Set::Own4)?;
+    sent.extend(nftables::elements(&TableId::guard(jail), Set::Own6)?);
+    records.iter().map(|record| report_member(host, record, &sent)).collect()
+}
+
+fn report_member(host: &mut Host, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
+    let interfaces = record
+        .interfaces
+        .iter()
+        .map(|interface| {
+            let mac = interface.mac.to_string();
+            let own = |key: &[String]| {
+                key.get(1) == Some(&mac)
+                    && key
+                        .get(2)
+                        .is_some_and(|address| interface.addresses.iter().any(|own| own.to_string() == *address))
+            };
+            let counters = sent.iter().filter(|(key, _)| own(key)).map(|(_, counter)| counter);
+            let (packets, bytes) = counters.fold((0, 0), |(p, b), counter| (p + counter.packets, b + counter.bytes));
+            InterfaceReport {
+                name: interface.name.to_string(),
+                port: interface.port_name.to_string(),
+                addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+                mac,
+                packets,
+                bytes,
+            }
+        })
+        .collect();
+    Ok(MemberReport {
+        containers: record.containers.iter().map(|container| container.id.to_string()).collect(),
+        state: record.state,
+        alive: member::is_alive(host, record)?,
+        interfaces,
+    })
+}
+
+fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
+    let by = match jail.raised_by {
+        Some(RaisedBy::Admin) => ", raised by tunjail up",
+        Some(RaisedBy::Hook) => ", raised by a hook",
+        None => "",
+    };
+    let table = jail.table.map(|table| format!(", table {table}")).unwrap_or_default();
+    let bridge = jail.bridge.as_deref().unwrap_or("none yet");
+    writeln!(out, "jail {}: wall {}{by}{table}, bridge {bridge}", jail.jail, jail.wall)?;
+    if !jail.configured {
+        writeln!(out, "  not in the configuration any more; `tunjail down {}` removes it", jail.jail)?;
+    }
+    for exit in &jail.exits {
+        let state = match (exit.present, exit.up) {
+            (false, _) => "missing: nothing leaves".to_owned(),
+            (true, false) => "down: nothing leaves".to_owned(),
+            (true, true) => format!("up, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6)),
+        };
+        writeln!(out, "  exit {}: {state}", exit.name)?;
+    }
+    let Rejected { out: outward, r#in: inward, host, forged } = jail.rejected;
+    writeln!(out, "  rejected packets: {outward} past the exit, {inward} inward, {host} to the host, {forged} forged")?;
+    if jail.members.is_empty() {
+        return Ok(writeln!(out, "  no members")?);
+    }
+    writeln!(
+        out,
+        "  {:<14} {:<9} {:<10} {:<12} {:>10} {:>12}  addresses",
+        "container", "state", "interface", "port", "packets", "bytes"
+    )?;
+    for member in &jail.members {
+        let state = match (member.alive, member.state) {
+            (false, _) => "dead",
+            (true, MemberState::Entering) => "entering",
+            (true, MemberState::Held) => "held",
+        };
+        let id: String = member.containers.first().map(|id| id.chars().take(12).collect()).unwrap_or_default();
+        let more = match member.containers.len() {
+            0 | 1 => String::new(),
+            n => format!("+{}", n - 1),
+        };
+        for interface in &member.interfaces {
+            writeln!(
+                out,
+                "  {:<14} {state:<9} {:<10} {:<12} {:>10} {:>12}  {}",
+                format!("{id}{more}"),
+                interface.name,
+                interface.port,
+                interface.packets,
+                interface.bytes,
+                interface.addresses.join(" ")
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn yes(there: bool) -> &'static str {
+    if there { "yes" } else { "no" }
+}

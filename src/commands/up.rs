@@ -1,0 +1,44 @@
+//! `tunjail up`: raise walls before any container needs them.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cli::Jails;
+use crate::config::Config;
+use crate::hold::{Host, member, wall};
+use crate::model::plan;
+use crate::store::{RaisedBy, Store};
+
+pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
+    super::demand_root()?;
+    let config = Config::load(config)?;
+    let jails = super::chosen(&config, &args.jails)?;
+    if jails.is_empty() {
+        bail!("{} has no jail; add a [jail.NAME] section", config.sources_text());
+    }
+    let mut host = Host::open()?;
+    if args.dry_run {
+        let store = Store::open();
+        for jail in jails {
+            let survey = wall::survey(&mut host, &store, jail)?;
+            print!("{}", plan::lines(&wall::plan_to_raise(&mut host, &store, jail, &survey)?, ""));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = Store::open().lock()?;
+    let mut result = Ok(ExitCode::SUCCESS);
+    for jail in jails {
+        // Each jail is raised whatever becomes of the others: a jail without a wall is the worse outcome.
+        let raised = member::sweep(&mut host, &store, &jail.name)
+            .and_then(|_| wall::ensure(&mut host, &store, jail, RaisedBy::Admin))
+            .with_context(|| format!("jail {} was not raised", jail.name));
+        if let Err(error) = raised {
+            super::complain(&error);
+            result = Ok(ExitCode::FAILURE);
+        }
+    }
+    store.tidy()?;
+    result
+}

@@ -1,0 +1,61 @@
+//! What differs between engines and runtimes.
+
+pub mod bundle;
+pub mod wiring;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::parent_id;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+/// A hook runs as whoever runs the engine. In a user namespace (rootless engines) it has no power over the host's
+/// network, whatever its uid says there.
+pub fn demand_host_privileges() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("a rootless engine's containers cannot be held from the host; run the engine as root");
+    }
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let words: Vec<&str> = map.split_ascii_whitespace().collect();
+    if words != ["0", "0", "4294967295"] {
+        bail!(
+            "the engine runs in a user namespace (rootless), so its containers cannot be held from the host; run the engine as root"
+        );
+    }
+    Ok(())
+}
+
+/// runc puts a hook's stderr into its own error. crun gives hooks /dev/null there and says no more than the exit code,
+/// so the line is written where crun itself writes: its stderr, and the file of its `--log`, in front of crun's own
+/// entry. Podman shows the one entry of that log when it is a single one, and crun's stderr when it is not.
+///
+/// Only when stderr is /dev/null: a runc whose log has a foreign line in it could not be read by Docker.
+pub fn tell_the_user(line: &str) {
+    if !fs::read_link("/proc/self/fd/2").is_ok_and(|target| target.as_os_str() == "/dev/null") {
+        return;
+    }
+    let runtime = parent_id();
+    let places = [Some(PathBuf::from(format!("/proc/{runtime}/fd/2"))), log_of(runtime)];
+    for place in places.into_iter().flatten() {
+        // Nobody is left to be told if this fails; the container is refused all the same.
+        if let Ok(mut file) = fs::OpenOptions::new().append(true).open(place) {
+            let _ = writeln!(file, "tunjail: {line}");
+        }
+    }
+}
+
+/// The file that a runtime with this pid was told to write its log to.
+fn log_of(runtime: u32) -> Option<PathBuf> {
+    let line = fs::read(format!("/proc/{runtime}/cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    while let Some(argument) = arguments.next() {
+        if argument == "--log" {
+            return arguments.next().map(|path| PathBuf::from(path.into_owned()));
+        }
+        if let Some(path) = argument.strip_prefix("--log=") {
+            return Some(PathBuf::from(path));
+        }
+    }
+    None
+}

@@ -1,0 +1,409 @@
+//! A container, held from before its first instruction until it is gone.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{Host, wall};
+use crate::config::Config;
+use crate::kernel::KernelError;
+use crate::kernel::netns::Netns;
+use crate::kernel::nfnetlink::Nfnl;
+use crate::kernel::nftables;
+use crate::kernel::process::Process;
+use crate::kernel::rtnetlink::Rtnl;
+use crate::model::admit::{self, Confirmed, Refusal};
+use crate::model::desired;
+use crate::model::facts::{FibAnswer, Fingerprint, Link, NetnsFacts};
+use crate::model::names::{ContainerId, JailName};
+use crate::model::objects::Element;
+use crate::model::plan::{self, Change};
+use crate::model::policy::Jail;
+use crate::model::verify::{self, Mismatch};
+use crate::oci::Created;
+use crate::store::{ContainerRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store};
+
+/// What became of a container.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// No jail is meant for it; nothing was touched.
+    NotOurs,
+    Held {
+        jail: JailName,
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// A container that was looked at: whose it is and what its namespace shows.
+struct Candidate<'a> {
+    jail: &'a Jail,
+    netns: Netns,
+    facts: NetnsFacts,
+    process: Process,
+}
+
+/// Holds the container, or says why it cannot be held; then nothing of it is left but a closed lock.
+pub fn enter(config: &Config, created: &Created, named: Option<&JailName>) -> Result<Outcome> {
+    let Some(candidate) = look(config, created, named)? else { return Ok(Outcome::NotOurs) };
+    let mut host = Host::open()?;
+    let store = Store::open().lock()?;
+    let jail = candidate.jail;
+    let result = hold(&mut host, &store, &candidate, &created.container.id);
+    match result {
+        Ok(addresses) => Ok(Outcome::Held { jail: jail.name.clone(), addresses }),
+        Err(error) => {
+            let rolled_back = leave_record_behind_if_any(&mut host, &store, &candidate, &created.container.id);
+            let tidied = store.tidy();
+            Err(match rolled_back.and(tidied.map_err(Into::into)) {
+                Ok(()) => error,
+                Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
+            })
+        }
+    }
+}
+
+/// The steps that `enter` would take, as lines.
+pub fn plan_to_enter(config: &Config, created: &Created, named: Option<&JailName>) -> Result<Option<String>> {
+    let Some(candidate) = look(config, created, named)? else { return Ok(None) };
+    let mut host = Host::open()?;
+    let store = Store::open();
+    let survey = wall::survey(&mut host, &store, candidate.jail)?;
+    let mut steps = wall::plan_to_raise(&mut host, &store, candidate.jail, &survey)?;
+    let interfaces = confirm(&mut host, &candidate, survey.bridge.as_ref())?;
+    let desired = desired::member(&candidate.jail.name, &interfaces);
+    steps.push(Change::CloseLock);
+    steps.push(Change::AddElements([desired.guard, desired.membership].concat()));
+    steps.push(Change::OpenLock(desired.lock));
+    Ok(Some(plan::lines(&steps, &candidate.netns.path().to_string_lossy())))
+}
+
+/// Finds the jail and reads the namespace. `None`: the container is nobody's.
+fn look<'a>(config: &'a Config, created: &Created, named: Option<&JailName>) -> Result<Option<Candidate<'a>>> {
+    // The hook's own word stands before the container's.
+    let named = named.or(created.container.jail.as_ref());
+    let process = Process::living(created.pid).with_context(|| {
+        format!("the state's pid {} is no living process; createRuntime needs the container's", created.pid)
+    })?;
+    let netns = Netns::of_process(created.pid)?;
+    let is_host = netns.id == Netns::own()?.id;
+    if is_host && named.is_none() {
+        return Ok(None);
+    }
+    let named = named
+        .map(|name| {
+            config.jail(name).ok_or_else(|| {
+                anyhow!(
+                    "jail {name} is not in the configuration ({}); its jails are: {}",
+                    config.sources_text(),
+                    config.names_text()
+                )
+            })
+        })
+        .transpose()?;
+    if is_host {
+        bail!(Refusal::HostNetns);
+    }
+    let facts = netns.run(|| {
+        let mut rtnl = Rtnl::open()?;
+        Ok(NetnsFacts { id: netns.id, links: rtnl.links()?, addresses: rtnl.addresses(None)? })
+    })?;
+    // A pid that was given to another process meanwhile would show another's namespace.
+    if !process.is_alive() {
+        bail!("the container's process {} ended while its namespace was looked at", created.pid);
+    }
+    let jail = match named {
+        Some(jail) => Some(jail),
+        None => facts.routable().find_map(|address| config.jail_for(address.address)),
+    };
+    Ok(jail.map(|jail| Candidate { jail, netns, facts, process }))
+}
+
+/// wall -> confirm -> lock closed -> guard and membership -> verify -> lock opened -> record
+fn hold(host: &mut Host, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<Vec<IpAddr>> {
+    let Candidate { jail, netns, process, .. } = candidate;
+    no_other_jail_holds_it(store, candidate)?;
+    let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
+    let interfaces = confirm(host, candidate, survey.bridge.as_ref())?;
+    let desired = desired::member(&jail.name, &interfaces);
+
+    let before = store.member(&jail.name, netns.id)?;
+    let siblings = before.iter().flat_map(|member| &member.containers);
+    let mut containers: Vec<ContainerRecord> = siblings.filter(|container| container.id != *id).cloned().collect();
+    containers.push(ContainerRecord { id: id.clone(), process: *process });
+    let mut member = MemberRecord {
+        jail: jail.name.clone(),
+        netns: netns.id,
+        state: MemberState::Entering,
+        containers,
+        interfaces,
+        lock: before.as_ref().and_then(|member| member.lock),
+    };
+
+    // A lock that stands as it was made stays: closing it again would cut the traffic of the pod's other containers.
+    let made = member.lock;
+    let lock = netns.run(|| close_lock(made))?;
+    member.lock = Some(lock);
+    // On record before the first element, so that a crash in between leaves something to sweep.
+    store.put_member(&member, &desired.membership)?;
+    leave_what_is_no_longer_its(host, before.as_ref(), &desired)?;
+    nftables::add_elements(&mut host.nfnl, &desired.guard)?;
+    nftables::add_elements(&mut host.nfnl, &desired.membership)?;
+    for elements in [&desired.guard, &desired.membership] {
+        if let Some(missing) = nftables::first_missing(&mut host.nfnl, elements)? {
+            bail!(Mismatch::ElementMissing(missing.clone()));
+        }
+    }
+    the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
+
+    netns.run(|| open_lock(lock, &desired.lock))?;
+    member.state = MemberState::Held;
+    store.put_member(&member, &desired.membership)?;
+    Ok(member.interfaces.into_iter().flat_map(|interface| interface.addresses).collect())
+}
+
+fn no_other_jail_holds_it(store: &Store, candidate: &Candidate) -> Result<()> {
+    for other in store.jails()?.iter().filter(|other| **other != candidate.jail.name) {
+        let Some(member) = store.member(other, candidate.netns.id)? else { continue };
+        if member.containers.iter().any(|container| container.process.is_alive()) {
+            bail!(
+                "the container's network namespace is held by jail {other} already (container {}); name one jail for all containers of a pod",
+                member.containers[0].id
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Asks the host about every veth's other end, and lets the model judge.
+fn confirm(host: &mut Host, candidate: &Candidate, bridge: Option<&Link>) -> Result<Vec<Confirmed>> {
+    let Candidate { jail, netns, facts, .. } = candidate;
+    let Some(bridge) = bridge else {
+        // Without a bridge the container cannot be on it: let the model name a better reason, if there is one.
+        let nowhere = Link { index: 0, name: "-".to_owned(), ..no_link() };
+        admit::admit(jail, facts, &HashMap::new(), &nowhere)?;
+        bail!(
+            "jail {}: no bridge of this host has an address in {}; create the containers' network first, or set \"bridge = \" in [jail.{}]",
+            jail.name,
+            admit::list(&jail.subnets),
+            jail.name
+        );
+    };
+    let number = host.rtnl.number_of(netns)?;
+    let mut ports = HashMap::new();
+    for link in facts.links.iter().filter(|link| link.is_kind("veth")) {
+        let Some(peer) = link.peer else { continue };
+        let Some(port) = host.rtnl.link_by_index(peer)? else { continue };
+        // Indexes count from 1 in every namespace: only one that points back here is the peer.
+        if port.is_kind("veth")
+            && port.peer == Some(link.index)
+            && port.peer_netns.is_some()
+            && port.peer_netns == number
+        {
+            ports.insert(link.index, port);
+        }
+    }
+    Ok(admit::admit(jail, facts, &ports, bridge)?)
+}
+
+fn no_link() -> Link {
+    Link {
+        index: 0,
+        name: String::new(),
+        kind: None,
+        mac: None,
+        up: false,
+        loopback: false,
+        tunnel: false,
+        peer: None,
+        peer_netns: None,
+        master: None,
+    }
+}
+
+fn close_lock(made: Option<Fingerprint>) -> Result<Fingerprint, KernelError> {
+    let mut nfnl = Nfnl::open()?;
+    match made {
+        Some(made) if nftables::is_closed_as(&mut nfnl, made)? => Ok(made),
+        _ => nftables::close(&mut nfnl),
+    }
+}
+
+fn open_lock(made: Fingerprint, elements: &[Element]) -> Result<(), KernelError> {
+    let mut nfnl = Nfnl::open()?;
+    let request = "opening the lock in the container's network namespace";
+    nftables::add_elements(&mut nfnl, elements)?;
+    if let Some(missing) = nftables::first_missing(&mut nfnl, elements)? {
+        return Err(KernelError::answer(request, Mismatch::ElementMissing(missing.clone())));
+    }
+    match nftables::is_closed_as(&mut nfnl, made)? {
+        true => Ok(()),
+        false => Err(KernelError::answer(request, "its table was changed by another program")),
+    }
+}
+
+/// What a member had before and has no more: an address that was taken from it, a port that went.
+fn leave_what_is_no_longer_its(host: &mut Host, before: Option<&MemberRecord>, now: &desired::Member) -> Result<()> {
+    let Some(before) = before else { return Ok(()) };
+    let old = desired::member(&before.jail, &before.interfaces);
+    let gone: Vec<Element> = [old.guard, old.membership]
+        .concat()
+        .into_iter()
+        .filter(|element| !now.guard.contains(element) && !now.membership.contains(element))
+        .collect();
+    Ok(nftables::delete_elements(&mut host.nfnl, &gone)?)
+}
+
+/// Addresses that no packet is sent to: RFC 5737, RFC 3849. Where a host has one of them itself, the next one is asked.
+const SOMEWHERE: [&str; 6] =
+    ["198.51.100.1", "203.0.113.1", "192.0.2.1", "2001:db8::1", "2001:db8:ffff::1", "2001:db8:ffff:ffff::1"];
+
+/// Asks the FIB itself, with the member's source and the bridge as the interface it came in by.
+fn the_kernel_sends_it_by_the_exit(
+    host: &mut Host,
+    jail: &Jail,
+    survey: &wall::Survey,
+    interfaces: &[Confirmed],
+) -> Result<()> {
+    let Some(bridge) = &survey.bridge else { bail!("jail {} has no bridge", jail.name) };
+    let exits = survey.exits();
+    for source in interfaces.iter().flat_map(|interface| &interface.addresses) {
+        let mut asked = false;
+        for destination in SOMEWHERE.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
+            let elsewhere = jail.allow.iter().any(|allow| allow.net.contains(&destination)) || jail.holds(destination);
+            if destination.is_ipv4() != source.is_ipv4() || elsewhere {
+                continue;
+            }
+            let answer = host.rtnl.way(*source, destination, bridge.index)?;
+            verify::way(*source, destination, &answer, &exits)?;
+            if answer != FibAnswer::Local {
+                asked = true;
+                break;
+            }
+        }
+        if !asked {
+            bail!("the way of {source} could not be asked: every documentation address is the host's own or allowed");
+        }
+    }
+    Ok(())
+}
+
+fn leave_record_behind_if_any(
+    host: &mut Host,
+    store: &LockedStore,
+    candidate: &Candidate,
+    id: &ContainerId,
+) -> Result<()> {
+    let jail = &candidate.jail.name;
+    match store.member(jail, candidate.netns.id)? {
+        Some(member) => leave(host, store, member, id),
+        None => wall_goes_with_its_last_member(host, store, jail),
+    }
+}
+
+/// Takes the container out of its jail. A container that is not known is no error.
+pub fn exit(id: &ContainerId) -> Result<()> {
+    let store = Store::open();
+    if store.member_of(id)?.is_none() {
+        return Ok(());
+    }
+    let store = store.lock()?;
+    let Some(member) = store.member_of(id)? else { return Ok(()) };
+    if still_runs(&member, id) {
+        bail!("container {id} still runs, so this poststop is not its own; it stays in jail {}", member.jail);
+    }
+    let mut host = Host::open()?;
+    leave(&mut host, &store, member, id)?;
+    Ok(store.tidy()?)
+}
+
+/// The steps that `exit` would take, as lines.
+pub fn plan_to_exit(id: &ContainerId) -> Result<String> {
+    let store = Store::open();
+    let Some(member) = store.member_of(id)? else {
+        return Ok(format!("# container {id} is in no jail: nothing to do\n"));
+    };
+    if member.containers.len() > 1 {
+        return Ok(format!("# other containers share the network namespace of {id}: nothing to do but forget it\n"));
+    }
+    let desired = desired::member(&member.jail, &member.interfaces);
+    let mut steps = vec![Change::DeleteElements([desired.guard, desired.membership].concat())];
+    let raised_by_hook = store.wall(&member.jail)?.is_some_and(|wall| wall.raised_by == RaisedBy::Hook);
+    if raised_by_hook && store.members(&member.jail)?.len() == 1 {
+        steps.extend(wall::plan_to_take_down(&mut Host::open()?, &store, &member.jail, None)?);
+    }
+    Ok(plan::lines(&steps, ""))
+}
+
+/// A restarted container may have a new process before the poststop of its last one comes. A killed one may take a
+/// moment to be gone.
+fn still_runs(member: &MemberRecord, id: &ContainerId) -> bool {
+    const DYING: Duration = Duration::from_millis(250);
+    let deadline = Instant::now() + DYING;
+    let alive = || member.containers.iter().any(|container| container.id == *id && container.process.is_alive());
+    while alive() {
+        if Instant::now() > deadline {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// Takes one container off a member, the member off its jail with its last container, the wall with its last member.
+fn leave(host: &mut Host, store: &LockedStore, mut member: MemberRecord, id: &ContainerId) -> Result<()> {
+    let desired = desired::member(&member.jail, &member.interfaces);
+    member.containers.retain(|container| container.id != *id);
+    if !member.containers.is_empty() {
+        store.remove_container_link(id)?;
+        return Ok(store.put_member(&member, &desired.membership)?);
+    }
+    remove(host, store, &member)?;
+    store.remove_container_link(id)?;
+    wall_goes_with_its_last_member(host, store, &member.jail)
+}
+
+/// Removes a member's elements and record. Elements that a later member claims are left to that one.
+fn remove(host: &mut Host, store: &LockedStore, member: &MemberRecord) -> Result<()> {
+    let desired = desired::member(&member.jail, &member.interfaces);
+    let mut elements = desired.guard;
+    elements.extend(store.still_claimed(member, &desired.membership));
+    nftables::delete_elements(&mut host.nfnl, &elements)?;
+    Ok(store.remove_member(member, &desired.membership)?)
+}
+
+fn wall_goes_with_its_last_member(host: &mut Host, store: &LockedStore, jail: &JailName) -> Result<()> {
+    let raised_by_hook = store.wall(jail)?.is_some_and(|wall| wall.raised_by == RaisedBy::Hook);
+    if raised_by_hook && !store.has_members(jail)? {
+        wall::take_down(host, store, jail, None)?;
+    }
+    Ok(())
+}
+
+/// Removes members whose bridge ports are gone and whose processes are dead: nobody told. Returns how many live.
+pub fn sweep(host: &mut Host, store: &LockedStore, jail: &JailName) -> Result<usize> {
+    let mut living = 0;
+    for member in store.members(jail)? {
+        if is_alive(host, &member)? {
+            living += 1;
+        } else {
+            remove(host, store, &member)?;
+        }
+    }
+    Ok(living)
+}
+
+/// Whether anything of the member lives: a process of its containers, or a bridge port.
+pub fn is_alive(host: &mut Host, member: &MemberRecord) -> Result<bool> {
+    if member.containers.iter().any(|container| container.process.is_alive()) {
+        return Ok(true);
+    }
+    for interface in &member.interfaces {
+        let port = host.rtnl.link_by_index(interface.port)?;
+        if port.is_some_and(|port| port.name == interface.port_name.as_str()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

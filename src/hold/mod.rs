@@ -1,0 +1,45 @@
+//! The way of the data, walked: facts -> desired -> plan -> apply -> re-read -> verify -> record.
+//!
+//! Commands say what they want; `model` says what that means; this carries it out against `kernel` and `store`, in
+//! the order that keeps every promise at every instruction, and takes it back when a step fails.
+//!
+//! - [`wall`]: a jail's wall, raised, kept standing, taken down
+//! - [`member`]: a container, held from before its first instruction until it is gone
+
+pub mod member;
+pub mod wall;
+
+use anyhow::Result;
+
+use crate::kernel::nfnetlink::Nfnl;
+use crate::kernel::nftables;
+use crate::kernel::rtnetlink::Rtnl;
+use crate::model::plan::Change;
+
+/// The host's kernel: one socket for each of its two tongues.
+pub struct Host {
+    pub rtnl: Rtnl,
+    pub nfnl: Nfnl,
+}
+
+impl Host {
+    pub fn open() -> Result<Self> {
+        Ok(Self { rtnl: Rtnl::open()?, nfnl: Nfnl::open()? })
+    }
+
+    /// Carries out one step on the host. Steps inside a member's namespace are [`member`]'s.
+    fn apply(&mut self, step: &Change) -> Result<()> {
+        match step {
+            Change::LoadRuleset(script) => nftables::load(script)?,
+            Change::DropTable(table) => nftables::drop_table(&mut self.nfnl, table)?,
+            Change::AddRoute { table, route } => self.rtnl.add_route(*table, route)?,
+            Change::DeleteRoute { table, route } => self.rtnl.delete_route(*table, route)?,
+            Change::AddRule(rule) => self.rtnl.add_rule(rule)?,
+            Change::DeleteRule(rule) => self.rtnl.delete_rule(rule)?,
+            Change::AddElements(elements) => nftables::add_elements(&mut self.nfnl, elements)?,
+            Change::DeleteElements(elements) => nftables::delete_elements(&mut self.nfnl, elements)?,
+            Change::CloseLock | Change::OpenLock(_) => anyhow::bail!("the lock is not on the host"),
+        }
+        Ok(())
+    }
+}

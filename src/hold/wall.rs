@@ -1,0 +1,288 @@
+//! A jail's wall: raised by `up` or by its first member, kept standing by every later call, taken down with the last.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::Host;
+use crate::kernel::nftables;
+use crate::model::conflict;
+use crate::model::desired::{self, Wall};
+use crate::model::facts::{ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
+use crate::model::names::{IfName, JailName};
+use crate::model::objects::{Element, TableId};
+use crate::model::plan::{self, Change};
+use crate::model::policy::Jail;
+use crate::model::verify;
+use crate::rt_tables;
+use crate::store::{LockedStore, RaisedBy, Store, WallRecord};
+
+/// What is known of a jail before anything is changed.
+pub struct Survey {
+    pub record: Option<WallRecord>,
+    pub surroundings: Surroundings,
+    pub bridge: Option<Link>,
+    pub observed: WallFacts,
+    pub desired: Wall,
+    /// The tables hold what was loaded, and what was loaded is what is wanted now.
+    tables_intact: bool,
+}
+
+impl Survey {
+    /// Everything is there, and nothing else.
+    pub fn stands(&self) -> bool {
+        self.tables_intact
+            && self
+                .record
+                .as_ref()
+                .is_some_and(|record| verify::wall(&self.observed, &self.desired, record.loaded).is_ok())
+    }
+
+    /// Interface indexes that a packet of the jail may leave by.
+    pub fn exits(&self) -> Vec<u32> {
+        self.surroundings.exits.iter().map(|exit| exit.link.index).collect()
+    }
+}
+
+/// Looks at everything that the wall depends on and everything that it is. Changes nothing.
+pub fn survey(host: &mut Host, store: &Store, jail: &Jail) -> Result<Survey> {
+    let record = store.wall(&jail.name)?;
+    let table = table_number(host, store, jail, record.as_ref())?;
+    let bridge = find_bridge(host, jail, record.as_ref().and_then(|record| record.bridge.as_ref()))?;
+    let surroundings = Surroundings {
+        exits: look_at_exits(host, jail)?,
+        bridge: match (&jail.bridge, &bridge) {
+            (Some(named), _) => Some(named.clone()),
+            (None, Some(link)) => Some(link.name.parse()?),
+            (None, None) => None,
+        },
+    };
+    let observed = look(host, &jail.name, table)?;
+    let mut desired = desired::wall(jail, table, &surroundings);
+    if bridge.is_none() {
+        // A bridge that was named but is not there yet: rules wait for it by name, routes cannot.
+        let named = Surroundings { bridge: None, ..surroundings.clone() };
+        desired.routes = desired::wall(jail, table, &named).routes;
+    }
+    let tables_intact = record.as_ref().is_some_and(|record| {
+        record.ruleset == digest(desired.ruleset.text())
+            && record.loaded == observed.tables
+            && observed.tables.wall.is_some()
+            && observed.tables.guard.is_some()
+    });
+    Ok(Survey { record, surroundings, bridge, observed, desired, tables_intact })
+}
+
+/// The steps that would make the wall stand; none when it does.
+pub fn plan_to_raise(host: &mut Host, store: &Store, jail: &Jail, survey: &Survey) -> Result<Vec<Change>> {
+    if survey.stands() {
+        return Ok(Vec::new());
+    }
+    conflict::with_host(jail, &host.rtnl.nets()?, survey.surroundings.bridge.as_ref())?;
+    let script = match survey.tables_intact {
+        true => None,
+        false => Some(survey.desired.ruleset.script(&elements_of_members(store, jail)?)),
+    };
+    Ok(plan::raise(&jail.name, &survey.observed, &survey.desired, script)?)
+}
+
+/// Makes the wall stand, verified, and recorded as raised by `by`. One that stands already is left as it is.
+pub fn ensure(host: &mut Host, store: &LockedStore, jail: &Jail, by: RaisedBy) -> Result<Survey> {
+    let survey = survey(host, store, jail)?;
+    let raised_by = match (&survey.record, by) {
+        (Some(record), RaisedBy::Hook) => record.raised_by,
+        _ => by,
+    };
+    if survey.stands() {
+        if let Some(record) = survey.record.as_ref().filter(|record| record.raised_by != raised_by) {
+            store.put_wall(&WallRecord { raised_by, ..record.clone() })?;
+        }
+        return Ok(survey);
+    }
+    let is_new = survey.record.is_none() && !store.has_members(&jail.name)?;
+    raise(host, store, jail, survey, raised_by).map_err(|error| match is_new {
+        // Half a wall that nobody is behind is nobody's gain; half a wall with members stays and holds what it holds.
+        true => match take_down(host, store, &jail.name, Some(jail)) {
+            Ok(_) => error,
+            Err(second) => error.context(format!("and what was done could not be taken back: {second:#}")),
+        },
+        false => error,
+    })
+}
+
+fn raise(host: &mut Host, store: &LockedStore, jail: &Jail, survey: Survey, raised_by: RaisedBy) -> Result<Survey> {
+    let table = survey.desired.table;
+    let steps = plan_to_raise(host, store, jail, &survey)?;
+    // On record before the first step, so that a crash in between leaves something to take down.
+    let mut record = WallRecord {
+        jail: jail.name.clone(),
+        table,
+        bridge: survey.surroundings.bridge.clone(),
+        raised_by,
+        ruleset: digest(survey.desired.ruleset.text()),
+        loaded: survey.observed.tables,
+    };
+    store.put_wall(&record)?;
+    for step in &steps {
+        host.apply(step)?;
+    }
+    let observed = look(host, &jail.name, table)?;
+    record.loaded = match survey.tables_intact {
+        true => record.loaded,
+        false => observed.tables,
+    };
+    verify::wall(&observed, &survey.desired, record.loaded)
+        .with_context(|| format!("the wall of jail {} does not hold what was written", jail.name))?;
+    store.put_wall(&record)?;
+    if let Err(error) = rt_tables::name(&jail.name, table) {
+        // A name is a convenience; the wall stands without it.
+        eprintln!("tunjail: warning: routing table {table} has no name: /etc/iproute2/rt_tables.d: {error}");
+    }
+    Ok(Survey { record: Some(record), observed, tables_intact: true, ..survey })
+}
+
+/// What `take_down` would do.
+pub fn plan_to_take_down(host: &mut Host, store: &Store, name: &JailName, jail: Option<&Jail>) -> Result<Vec<Change>> {
+    let record = store.wall(name)?;
+    let table = record
+        .map(|record| record.table)
+        .or_else(|| rt_tables::recorded(name))
+        .or_else(|| jail.and_then(|jail| jail.table));
+    let tables = [TableId::wall(name), TableId::guard(name)];
+    Ok(match table {
+        Some(table) => plan::take_down(table, tables, &look(host, name, table)?),
+        None => plan::take_down(0, tables, &WallFacts { tables: look_at_tables(host, name)?, ..WallFacts::default() }),
+    })
+}
+
+/// Removes everything of the wall: every step is tried, and every failure told.
+pub fn take_down(host: &mut Host, store: &LockedStore, name: &JailName, jail: Option<&Jail>) -> Result<bool> {
+    let steps = plan_to_take_down(host, store, name, jail)?;
+    let mut failures: Vec<String> = Vec::new();
+    for step in &steps {
+        if let Err(error) = host.apply(step) {
+            failures.push(format!("{error:#}"));
+        }
+    }
+    if failures.is_empty() {
+        let left = plan_to_take_down(host, store, name, jail)?;
+        failures.extend((!left.is_empty()).then(|| format!("still there: {}", plan::lines(&left, "").trim())));
+    }
+    if !failures.is_empty() {
+        bail!("taking down the wall of jail {name}: {}", failures.join("; "));
+    }
+    let was_there = !steps.is_empty() || store.wall(name)?.is_some();
+    if let Err(error) = rt_tables::unname(name) {
+        eprintln!("tunjail: warning: /etc/iproute2/rt_tables.d: {error}");
+    }
+    store.remove_wall(name)?;
+    Ok(was_there)
+}
+
+fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
+    let mut elements = Vec::new();
+    for member in store.members(&jail.name)? {
+        let desired = desired::member(&jail.name, &member.interfaces);
+        elements.extend(desired.guard);
+        elements.extend(desired.membership);
+    }
+    // Two records may claim one address; a set holds it once.
+    elements.sort();
+    elements.dedup();
+    Ok(elements)
+}
+
+fn look(host: &mut Host, jail: &JailName, table: u32) -> Result<WallFacts> {
+    Ok(WallFacts {
+        rules: host.rtnl.rules(table)?,
+        routes: host.rtnl.routes(table)?,
+        tables: look_at_tables(host, jail)?,
+    })
+}
+
+fn look_at_tables(host: &mut Host, jail: &JailName) -> Result<Tables> {
+    Ok(Tables {
+        wall: nftables::fingerprint(&mut host.nfnl, &TableId::wall(jail))?,
+        guard: nftables::fingerprint(&mut host.nfnl, &TableId::guard(jail))?,
+    })
+}
+
+fn look_at_exits(host: &mut Host, jail: &Jail) -> Result<Vec<ExitFacts>> {
+    let mut exits = Vec::new();
+    for name in &jail.exits {
+        let Some(link) = host.rtnl.link_by_name(name)? else { continue };
+        let addresses = host.rtnl.addresses(Some(link.index))?;
+        exits.push(ExitFacts {
+            v4: addresses.iter().any(|address| address.address.is_ipv4()),
+            v6: addresses.iter().any(|address| address.address.is_ipv6() && !address.is_link_local()),
+            link,
+        });
+    }
+    Ok(exits)
+}
+
+/// The bridge that was named, or that was found before and is still one, or that has an address of the jail.
+fn find_bridge(host: &mut Host, jail: &Jail, recorded: Option<&IfName>) -> Result<Option<Link>> {
+    if let Some(name) = &jail.bridge {
+        let Some(link) = host.rtnl.link_by_name(name)? else { return Ok(None) };
+        if !link.is_kind("bridge") {
+            bail!("jail {}: interface {name} is no bridge; correct \"bridge = \" in [jail.{}]", jail.name, jail.name);
+        }
+        return Ok(Some(link));
+    }
+    if let Some(name) = recorded
+        && let Some(link) = host.rtnl.link_by_name(name)?.filter(|link| link.is_kind("bridge"))
+    {
+        return Ok(Some(link));
+    }
+    let mut holders: Vec<u32> = host
+        .rtnl
+        .addresses(None)?
+        .iter()
+        .filter(|address| jail.holds(address.address))
+        .map(|address| address.index)
+        .collect();
+    holders.sort_unstable();
+    holders.dedup();
+    for index in holders {
+        if let Some(link) = host.rtnl.link_by_index(index)?.filter(|link| link.is_kind("bridge")) {
+            return Ok(Some(link));
+        }
+    }
+    Ok(None)
+}
+
+/// The number that the administrator chose, or that the wall has, or that its name file keeps, or a free one.
+fn table_number(host: &mut Host, store: &Store, jail: &Jail, record: Option<&WallRecord>) -> Result<u32> {
+    if let (Some(record), Some(table)) = (record, jail.table)
+        && record.table != table
+    {
+        bail!(
+            "jail {}: its wall stands with routing table {}, but the configuration says {table}; run `tunjail down {}` first",
+            jail.name,
+            record.table,
+            jail.name
+        );
+    }
+    if let Some(table) = record.map(|record| record.table).or(jail.table).or_else(|| rt_tables::recorded(&jail.name)) {
+        return Ok(table);
+    }
+    let mut taken = Vec::new();
+    for other in store.jails()? {
+        taken.extend(store.wall(&other)?.map(|wall| wall.table));
+    }
+    let candidate = |taken: &[u32]| rt_tables::choose(&jail.name, |number| taken.contains(&number));
+    while let Some(table) = candidate(&taken) {
+        if host.rtnl.routes(table)?.is_empty() {
+            return Ok(table);
+        }
+        taken.push(table);
+    }
+    Err(anyhow!("jail {}: no free routing table was found; set \"table = \" in [jail.{}]", jail.name, jail.name))
+}
+
+fn digest(text: &str) -> Fingerprint {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text.as_bytes());
+    Fingerprint(hasher.finish())
+}

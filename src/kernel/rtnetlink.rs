@@ -1,0 +1,455 @@
+//! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use futures_util::StreamExt;
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::AsyncSocket;
+use nix::libc;
+
+use super::KernelError;
+use crate::model::facts::{Address, FibAnswer, HostNet, Link};
+use crate::model::names::IfName;
+use crate::model::objects::{Family, Mac, PROTOCOL, RULE_PRIORITY, Route, Rule, Selector, Target};
+
+/// How often a list is read again when the kernel says that it changed meanwhile (`NLM_F_DUMP_INTR`).
+const DUMP_TRIES: usize = 20;
+
+/// An rtnetlink connection.
+pub struct Rtnl {
+    runtime: tokio::runtime::Runtime,
+    handle: rtnetlink::Handle,
+}
+
+impl Rtnl {
+    /// Opens a connection to the calling thread's network namespace. Strict: the kernel filters lists itself and
+    /// refuses what it does not know, instead of answering something else (`NETLINK_GET_STRICT_CHK`).
+    pub fn open() -> Result<Self, KernelError> {
+        let failed = |error| KernelError::io("opening an rtnetlink socket", error);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        let handle = {
+            let _inside = runtime.enter();
+            let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(failed)?;
+            connection.set_forward_done(true);
+            let socket = connection.socket_mut().socket_mut();
+            socket.set_ext_ack(true).map_err(failed)?;
+            socket.set_cap_ack(true).map_err(failed)?;
+            runtime.spawn(connection);
+            handle
+        };
+        Ok(Self { runtime, handle })
+    }
+
+    /// Sends one message and gathers what comes back. `None`: an interrupted list.
+    fn exchange(
+        &mut self,
+        request: &str,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, KernelError> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        let mut answers =
+            self.handle.request(message).map_err(|error| KernelError::io(request, std::io::Error::other(error)))?;
+        self.runtime.block_on(async {
+            let mut gathered = Vec::new();
+            let mut interrupted = false;
+            while let Some(answer) = answers.next().await {
+                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => gathered.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Err(KernelError::nack(request, &error));
+                    }
+                    NetlinkPayload::Overrun(_) => return Err(KernelError::answer(request, "overrun")),
+                    _ => {}
+                }
+            }
+            Ok((!interrupted).then_some(gathered))
+        })
+    }
+
+    fn list(&mut self, request: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        for _ in 0..DUMP_TRIES {
+            if let Some(whole) = self.exchange(request, message.clone(), NLM_F_DUMP)? {
+                return Ok(whole);
+            }
+        }
+        Err(KernelError::Restless { request: request.to_owned() })
+    }
+
+    fn change(&mut self, request: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), KernelError> {
+        self.exchange(request, message, NLM_F_ACK | flags).map(drop)
+    }
+
+    /// Every interface of this namespace.
+    pub fn links(&mut self) -> Result<Vec<Link>, KernelError> {
+        let answers = self.list("listing interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(answers.into_iter().filter_map(link_in).collect())
+    }
+
+    pub fn link_by_name(&mut self, name: &IfName) -> Result<Option<Link>, KernelError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_string()));
+        self.link(&format!("looking up interface {name}"), message)
+    }
+
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, KernelError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.link(&format!("looking up interface {index}"), message)
+    }
+
+    fn link(&mut self, request: &str, message: LinkMessage) -> Result<Option<Link>, KernelError> {
+        match self.exchange(request, RouteNetlinkMessage::GetLink(message), 0) {
+            Ok(answers) => Ok(answers.into_iter().flatten().find_map(link_in)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every address of this namespace, or of one interface.
+    pub fn addresses(&mut self, index: Option<u32>) -> Result<Vec<Address>, KernelError> {
+        let mut message = AddressMessage::default();
+        message.header.index = index.unwrap_or(0);
+        match self.list("listing addresses", RouteNetlinkMessage::GetAddress(message)) {
+            Ok(answers) => Ok(answers.into_iter().filter_map(address_in).collect()),
+            Err(error) if index.is_some() && error.errno() == Some(libc::ENODEV) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How this namespace numbers another one (`RTM_GETNSID`); `None` when it knows it not.
+    pub fn number_of(&mut self, netns: impl AsFd) -> Result<Option<i32>, KernelError> {
+        let request = "asking for a namespace's number";
+        let mut message = NsidMessage::default();
+        let fd = netns.as_fd().as_raw_fd();
+        message.attributes.push(NsidAttribute::Fd(fd.try_into().map_err(|_| KernelError::answer(request, "bad fd"))?));
+        let answers = self.exchange(request, RouteNetlinkMessage::GetNsId(message), 0)?;
+        Ok(answers.into_iter().flatten().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewNsId(message) => message.attributes.iter().find_map(|attribute| match attribute {
+                NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+                _ => None,
+            }),
+            _ => None,
+        }))
+    }
+
+    /// The nets of this host: what its interfaces' addresses span.
+    pub fn nets(&mut self) -> Result<Vec<HostNet>, KernelError> {
+        let names: Vec<(u32, String)> = self.links()?.into_iter().map(|link| (link.index, link.name)).collect();
+        let addresses = self.addresses(None)?;
+        Ok(addresses
+            .iter()
+            .filter(|address| !address.is_link_local())
+            .filter_map(|address| {
+                let net = IpNet::new(address.address, address.prefix_len).ok()?.trunc();
+                let (_, interface) = names.iter().find(|(index, _)| *index == address.index)?;
+                Some(HostNet { net, interface: interface.clone() })
+            })
+            .collect())
+    }
+
+    /// tunjail's rules that look up `table`.
+    pub fn rules(&mut self, table: u32) -> Result<Vec<Rule>, KernelError> {
+        let mut rules = Vec::new();
+        for family in Family::BOTH {
+            let mut message = RuleMessage::default();
+            message.header.family = address_family(family);
+            let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(message))?;
+            rules.extend(answers.into_iter().filter_map(|answer| rule_in(family, answer)));
+        }
+        rules.retain(|rule| rule.table == table);
+        rules.sort();
+        Ok(rules)
+    }
+
+    pub fn add_rule(&mut self, rule: &Rule) -> Result<(), KernelError> {
+        let message = RouteNetlinkMessage::NewRule(rule_message(rule));
+        self.change(&format!("adding ip rule \"{rule}\""), message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    pub fn delete_rule(&mut self, rule: &Rule) -> Result<(), KernelError> {
+        self.change(&format!("removing ip rule \"{rule}\""), RouteNetlinkMessage::DelRule(rule_message(rule)), 0)
+    }
+
+    /// Every route in `table`, of both families, tunjail's own and others'.
+    pub fn routes(&mut self, table: u32) -> Result<Vec<Route>, KernelError> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let mut message = RouteMessage::default();
+            message.header.address_family = address_family(family);
+            message.attributes.push(RouteAttribute::Table(table));
+            match self.list("listing routes", RouteNetlinkMessage::GetRoute(message)) {
+                Ok(answers) => found.extend(answers.into_iter().filter_map(|answer| match answer {
+                    RouteNetlinkMessage::NewRoute(message) if table_of(&message) == table => Some((family, message)),
+                    _ => None,
+                })),
+                // With strict checking, a table that never held a route is an error, not an empty list.
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut routes = Vec::new();
+        for (family, message) in found {
+            routes.push(self.route_from(family, &message)?);
+        }
+        routes.sort();
+        Ok(routes)
+    }
+
+    fn route_from(&mut self, family: Family, message: &RouteMessage) -> Result<Route, KernelError> {
+        let (mut destination, mut metric, mut oif, mut gateway) = (family.everything().addr(), 0, None, None);
+        let mut foreign = message.header.protocol != RouteProtocol::from(PROTOCOL);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => destination = ip(address).unwrap_or(destination),
+                RouteAttribute::Priority(value) => metric = *value,
+                RouteAttribute::Oif(index) => oif = Some(*index),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                RouteAttribute::MultiPath(_) | RouteAttribute::Via(_) | RouteAttribute::Encap(_) => foreign = true,
+                _ => {}
+            }
+        }
+        let name = match oif {
+            Some(index) => self.link_by_index(index)?.map(|link| link.name),
+            None => None,
+        };
+        let target = match (message.header.kind, name.as_deref().map(str::parse)) {
+            _ if foreign => Target::Foreign(format!(
+                "dev {} proto {}",
+                name.as_deref().unwrap_or("-"),
+                u8::from(message.header.protocol)
+            )),
+            (RouteType::Throw, _) => Target::Throw,
+            (RouteType::Unreachable, _) => Target::Unreachable,
+            (RouteType::Unicast, Some(Ok(name))) => Target::Dev { name, gateway },
+            (kind, _) => Target::Foreign(format!("dev {} type {}", name.as_deref().unwrap_or("-"), u8::from(kind))),
+        };
+        let destination = IpNet::new(destination, message.header.destination_prefix_length)
+            .map_err(|error| KernelError::answer("listing routes", error))?;
+        Ok(Route { destination, target, metric })
+    }
+
+    pub fn add_route(&mut self, table: u32, route: &Route) -> Result<(), KernelError> {
+        let message = RouteNetlinkMessage::NewRoute(self.route_message(table, route)?);
+        self.change(&format!("adding route \"{route}\" to table {table}"), message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    pub fn delete_route(&mut self, table: u32, route: &Route) -> Result<(), KernelError> {
+        let message = RouteNetlinkMessage::DelRoute(self.route_message(table, route)?);
+        let request = format!("removing route \"{route}\" from table {table}");
+        match self.change(&request, message, 0) {
+            // It went with its interface between the list and now.
+            Err(error) if error.errno() == Some(libc::ESRCH) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn route_message(&mut self, table: u32, route: &Route) -> Result<RouteMessage, KernelError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(route.family());
+        message.header.destination_prefix_length = route.destination.prefix_len();
+        message.header.protocol = RouteProtocol::from(PROTOCOL);
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        // Numbers above 255 stand in RTA_TABLE alone (linux/rtnetlink.h, RT_TABLE_COMPAT).
+        message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        message.attributes.push(RouteAttribute::Table(table));
+        message.attributes.push(RouteAttribute::Priority(route.metric));
+        if route.destination.prefix_len() > 0 {
+            message.attributes.push(RouteAttribute::Destination(route.destination.addr().into()));
+        }
+        match &route.target {
+            Target::Throw => message.header.kind = RouteType::Throw,
+            Target::Unreachable => message.header.kind = RouteType::Unreachable,
+            Target::Dev { name, gateway } => {
+                let request = format!("looking up interface {name} for route \"{route}\"");
+                let Some(link) = self.link_by_name(name)? else {
+                    return Err(KernelError::answer(request, "no such interface"));
+                };
+                message.attributes.push(RouteAttribute::Oif(link.index));
+                match gateway {
+                    Some(gateway) => message.attributes.push(RouteAttribute::Gateway((*gateway).into())),
+                    None if route.family() == Family::V4 => message.header.scope = RouteScope::Link,
+                    None => {}
+                }
+            }
+            Target::Foreign(text) => {
+                return Err(KernelError::answer("building a route", format!("{text} is not tunjail's")));
+            }
+        }
+        Ok(message)
+    }
+
+    /// Asks the FIB where a packet from `source` to `destination`, come in by interface `iif`, would go.
+    pub fn way(&mut self, source: IpAddr, destination: IpAddr, iif: u32) -> Result<FibAnswer, KernelError> {
+        let request = format!("asking for the way from {source} to {destination}");
+        let bits = if destination.is_ipv4() { 32 } else { 128 };
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(Family::of(destination));
+        message.header.destination_prefix_length = bits;
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+        message.attributes.push(RouteAttribute::Source(source.into()));
+        message.attributes.push(RouteAttribute::Iif(iif));
+        match self.exchange(&request, RouteNetlinkMessage::GetRoute(message), 0) {
+            Ok(answers) => match answers.into_iter().flatten().next() {
+                Some(RouteNetlinkMessage::NewRoute(message)) => fib_answer(&request, &message),
+                _ => Err(KernelError::answer(request, "no route in it")),
+            },
+            Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+                Ok(FibAnswer::Unreachable)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn fib_answer(request: &str, message: &RouteMessage) -> Result<FibAnswer, KernelError> {
+    match message.header.kind {
+        RouteType::Unreachable => return Ok(FibAnswer::Unreachable),
+        RouteType::Local => return Ok(FibAnswer::Local),
+        _ => {}
+    }
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(FibAnswer::Out(*index)),
+            _ => None,
+        })
+        .ok_or_else(|| KernelError::answer(request, "no interface in it"))
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn table_of(message: &RouteMessage) -> u32 {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        })
+        .unwrap_or_else(|| message.header.table.into())
+}
+
+fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: None,
+        mac: None,
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
+        tunnel: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
+        peer: None,
+        peer_netns: None,
+        master: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(id),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.into_iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+    // On a point-to-point interface IFA_ADDRESS is the peer's and IFA_LOCAL one's own (linux/if_addr.h).
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some(Address { index: message.header.index, address, prefix_len: message.header.prefix_len })
+}
+
+fn rule_in(family: Family, answer: RouteNetlinkMessage) -> Option<Rule> {
+    let RouteNetlinkMessage::NewRule(message) = answer else { return None };
+    let (mut source, mut iif, mut table, mut ours, mut priority) =
+        (None, None, u32::from(message.header.table), false, 0);
+    for attribute in message.attributes {
+        match attribute {
+            RuleAttribute::Source(address) => source = Some(address),
+            RuleAttribute::Iifname(name) => iif = name.parse().ok(),
+            RuleAttribute::Table(number) => table = number,
+            RuleAttribute::Protocol(protocol) => ours = protocol == RouteProtocol::from(PROTOCOL),
+            RuleAttribute::Priority(number) => priority = number,
+            _ => {}
+        }
+    }
+    if !ours || priority != RULE_PRIORITY || message.header.action != RuleAction::ToTable {
+        return None;
+    }
+    let selector = match (source, iif) {
+        (Some(address), None) => Selector::From(IpNet::new(address, message.header.src_len).ok()?),
+        (None, Some(name)) => Selector::Iif(family, name),
+        _ => return None,
+    };
+    Some(Rule { selector, table })
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(rule.family());
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(rule.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes.push(RuleAttribute::Table(rule.table));
+    message.attributes.push(RuleAttribute::Priority(RULE_PRIORITY));
+    message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+    match &rule.selector {
+        Selector::From(net) => {
+            message.header.src_len = net.prefix_len();
+            message.attributes.push(RuleAttribute::Source(net.addr()));
+        }
+        Selector::Iif(_, name) => message.attributes.push(RuleAttribute::Iifname(name.to_string())),
+    }
+    message
+}

@@ -1,0 +1,408 @@
+//! /run/tunjail: what tunjail did, so that it can be taken back. One lock, versioned records, atomic writes.
+//!
+//! ```text
+//! lock                           held by whoever changes something
+//! jails/JAIL/wall.json           the jail's wall: its table, who raised it, what was loaded
+//! jails/JAIL/members/NETNS.json  a member: its containers, interfaces, lock
+//! jails/JAIL/claims/MAC-ADDRESS  -> NETNS: whose element in the wall that is
+//! containers/ID                  -> ../jails/JAIL/members/NETNS.json
+//! ```
+//!
+//! A member is named by its network namespace's inode, which is unique among the living: two containers of one pod are
+//! one member, a restarted container is another. The links make every lookup a constant number of steps, however many
+//! members there are. /run is a tmpfs: after a reboot neither the kernel nor this directory holds anything.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::process::Process;
+use crate::model::admit::Confirmed;
+use crate::model::facts::{Fingerprint, NetnsId, Tables};
+use crate::model::names::{ContainerId, IfName, JailName};
+use crate::model::objects::{Element, Part};
+
+const ROOT: &str = "/run/tunjail";
+/// Raised when a record's meaning changes.
+const VERSION: u32 = 1;
+/// How long to wait for another tunjail: beyond it something hangs, and an engine would kill the hook anyway.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is damaged ({source}); stop the jailed containers, remove {ROOT}, run `tunjail up` and `tunjail down`"
+    )]
+    Damaged { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{path} was written by another version of tunjail ({found}, this one writes {VERSION}); stop its containers and run that version's `tunjail down`"
+    )]
+    Version { path: PathBuf, found: u32 },
+    #[error("another tunjail holds {path} for more than {} s; look for a hanging one with `fuser {path}`", PATIENCE.as_secs())]
+    Busy { path: PathBuf },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { path, source }
+}
+
+/// Who raised a wall, and so who takes it down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RaisedBy {
+    /// `tunjail up`: stays until `tunjail down`.
+    Admin,
+    /// A hook: goes with the last member.
+    Hook,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WallRecord {
+    pub jail: JailName,
+    pub table: u32,
+    pub bridge: Option<IfName>,
+    pub raised_by: RaisedBy,
+    /// Digest of the ruleset's text as it was rendered.
+    pub ruleset: Fingerprint,
+    /// Fingerprints of the tables right after they were loaded.
+    pub loaded: Tables,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// A hook is at work on it, or died at it: its lock is closed.
+    Entering,
+    /// Confirmed and verified; its lock is open for its addresses.
+    Held,
+}
+
+/// A container of a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    pub id: ContainerId,
+    pub process: Process,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    pub jail: JailName,
+    pub netns: NetnsId,
+    pub state: MemberState,
+    pub containers: Vec<ContainerRecord>,
+    pub interfaces: Vec<Confirmed>,
+    /// The lock's fingerprint.
+    pub lock: Option<Fingerprint>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    record: T,
+}
+
+/// The records. Reading needs no lock: every write is atomic.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// The records, while nobody else changes them.
+#[derive(Debug)]
+pub struct LockedStore {
+    store: Store,
+    lock: File,
+}
+
+impl std::ops::Deref for LockedStore {
+    type Target = Store;
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl Store {
+    pub fn open() -> Self {
+        Self { root: PathBuf::from(ROOT) }
+    }
+
+    fn jail_dir(&self, jail: &JailName) -> PathBuf {
+        self.jails_dir().join(jail.as_str())
+    }
+
+    fn jails_dir(&self) -> PathBuf {
+        self.root.join("jails")
+    }
+
+    fn wall_path(&self, jail: &JailName) -> PathBuf {
+        self.jail_dir(jail).join("wall.json")
+    }
+
+    fn members_dir(&self, jail: &JailName) -> PathBuf {
+        self.jail_dir(jail).join("members")
+    }
+
+    fn member_path(&self, jail: &JailName, netns: NetnsId) -> PathBuf {
+        self.members_dir(jail).join(format!("{}.json", netns.ino))
+    }
+
+    fn container_path(&self, id: &ContainerId) -> PathBuf {
+        self.root.join("containers").join(id.as_str())
+    }
+
+    fn claim_path(&self, jail: &JailName, claim: &str) -> PathBuf {
+        self.jail_dir(jail).join("claims").join(claim)
+    }
+
+    pub fn wall(&self, jail: &JailName) -> Result<Option<WallRecord>, StoreError> {
+        read(&self.wall_path(jail))
+    }
+
+    pub fn member(&self, jail: &JailName, netns: NetnsId) -> Result<Option<MemberRecord>, StoreError> {
+        // An inode number is given again after its namespace died: the record of a dead one is nobody's.
+        Ok(read::<MemberRecord>(&self.member_path(jail, netns))?.filter(|member| member.netns == netns))
+    }
+
+    /// The member that the container `id` belongs to.
+    pub fn member_of(&self, id: &ContainerId) -> Result<Option<MemberRecord>, StoreError> {
+        let member: Option<MemberRecord> = read(&self.container_path(id))?;
+        Ok(member.filter(|member| member.containers.iter().any(|container| container.id == *id)))
+    }
+
+    /// Every jail that has a record, in order.
+    pub fn jails(&self) -> Result<Vec<JailName>, StoreError> {
+        let mut jails: Vec<JailName> =
+            names_in(&self.jails_dir())?.into_iter().filter_map(|name| name.parse().ok()).collect();
+        jails.sort();
+        Ok(jails)
+    }
+
+    pub fn members(&self, jail: &JailName) -> Result<Vec<MemberRecord>, StoreError> {
+        let directory = self.members_dir(jail);
+        let mut names = names_in(&directory)?;
+        names.sort();
+        let mut members = Vec::new();
+        for name in names.iter().filter(|name| name.ends_with(".json")) {
+            members.extend(read::<MemberRecord>(&directory.join(name))?);
+        }
+        Ok(members)
+    }
+
+    pub fn has_members(&self, jail: &JailName) -> Result<bool, StoreError> {
+        Ok(names_in(&self.members_dir(jail))?.iter().any(|name| name.ends_with(".json")))
+    }
+
+    /// Waits, within bounds, until nobody else changes anything.
+    pub fn lock(self) -> Result<LockedStore, StoreError> {
+        let path = self.root.join("lock");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            make_dir(&self.root)?;
+            let lock = match OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path) {
+                // Another one tidied the directory away in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                lock => lock.map_err(at(&path))?,
+            };
+            loop {
+                match lock.try_lock() {
+                    Ok(()) => break,
+                    Err(TryLockError::WouldBlock) if Instant::now() > deadline => {
+                        return Err(StoreError::Busy { path });
+                    }
+                    Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(500)),
+                    Err(TryLockError::Error(source)) => return Err(StoreError::Io { path, source }),
+                }
+            }
+            // Whoever held it may have removed the file: then this lock excludes nobody.
+            let mine = lock.metadata().map_err(at(&path))?;
+            if fs::metadata(&path).is_ok_and(|there| there.ino() == mine.ino() && there.dev() == mine.dev()) {
+                return Ok(LockedStore { store: self, lock });
+            }
+        }
+    }
+}
+
+impl LockedStore {
+    pub fn put_wall(&self, wall: &WallRecord) -> Result<(), StoreError> {
+        make_dir(&self.jails_dir())?;
+        make_dir(&self.jail_dir(&wall.jail))?;
+        write(&self.wall_path(&wall.jail), wall)
+    }
+
+    pub fn remove_wall(&self, jail: &JailName) -> Result<(), StoreError> {
+        remove(&self.wall_path(jail))
+    }
+
+    /// Writes the member, its containers' links and its claims. A claim of another member goes over to this one: of
+    /// two that say they have one address, the living one is right.
+    pub fn put_member(&self, member: &MemberRecord, membership: &[Element]) -> Result<(), StoreError> {
+        let path = self.member_path(&member.jail, member.netns);
+        for directory in [self.members_dir(&member.jail), self.jail_dir(&member.jail).join("claims")] {
+            make_dir(&directory)?;
+        }
+        make_dir(&self.root.join("containers"))?;
+        write(&path, member)?;
+        let target = link_target(member);
+        for container in &member.containers {
+            link(&target, &self.container_path(&container.id))?;
+        }
+        for element in membership {
+            link(&member.netns.ino.to_string(), &self.claim_path(&member.jail, &claim(element)))?;
+        }
+        Ok(())
+    }
+
+    /// The elements among `membership` that are this member's and no later one's.
+    pub fn still_claimed(&self, member: &MemberRecord, membership: &[Element]) -> Vec<Element> {
+        let mine = PathBuf::from(member.netns.ino.to_string());
+        membership
+            .iter()
+            .filter(|element| {
+                fs::read_link(self.claim_path(&member.jail, &claim(element))).is_ok_and(|owner| owner == mine)
+            })
+            .cloned()
+            .collect()
+    }
+
+    pub fn remove_container_link(&self, id: &ContainerId) -> Result<(), StoreError> {
+        remove(&self.container_path(id))
+    }
+
+    /// Removes the member with its links and those claims that are still its own.
+    pub fn remove_member(&self, member: &MemberRecord, membership: &[Element]) -> Result<(), StoreError> {
+        for element in self.still_claimed(member, membership) {
+            remove(&self.claim_path(&member.jail, &claim(&element)))?;
+        }
+        for container in &member.containers {
+            let path = self.container_path(&container.id);
+            let target = link_target(member);
+            if fs::read_link(&path).is_ok_and(|there| there == Path::new(&target)) {
+                remove(&path)?;
+            }
+        }
+        remove(&self.member_path(&member.jail, member.netns))
+    }
+
+    /// Removes the directories that hold nothing any more; after the last wall, all of them.
+    pub fn tidy(self) -> Result<(), StoreError> {
+        let Ok(jails) = self.jails() else { return Ok(()) };
+        for jail in &jails {
+            for directory in [self.members_dir(jail), self.jail_dir(jail).join("claims"), self.jail_dir(jail)] {
+                remove_dir_if_empty(&directory)?;
+            }
+        }
+        let parts = [self.jails_dir(), self.root.join("containers")];
+        for part in &parts {
+            remove_dir_if_empty(part)?;
+        }
+        if !parts.iter().any(|part| part.exists()) {
+            remove(&self.root.join("lock"))?;
+            remove_dir_if_empty(&self.root)?;
+        }
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+/// What a container's link leads to.
+fn link_target(member: &MemberRecord) -> String {
+    format!("../jails/{}/members/{}.json", member.jail, member.netns.ino)
+}
+
+/// The name of a claim: MAC and address, as a file name.
+fn claim(element: &Element) -> String {
+    let parts: Vec<String> = element
+        .key
+        .iter()
+        .filter_map(|part| match part {
+            Part::Mac(mac) => Some(mac.to_string()),
+            Part::Address(address) => Some(address.to_string()),
+            _ => None,
+        })
+        .collect();
+    parts.join("-")
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(at(directory)(error)),
+        Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()),
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    let text = match fs::read(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        text => text.map_err(at(path))?,
+    };
+    #[derive(Deserialize)]
+    struct VersionOnly {
+        version: u32,
+    }
+    let damaged = |source| StoreError::Damaged { path: path.to_owned(), source };
+    let VersionOnly { version } = serde_json::from_slice(&text).map_err(damaged)?;
+    if version != VERSION {
+        return Err(StoreError::Version { path: path.to_owned(), found: version });
+    }
+    let versioned: Versioned<T> = serde_json::from_slice(&text).map_err(damaged)?;
+    Ok(Some(versioned.record))
+}
+
+fn write(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
+    let directory = path.parent().unwrap_or(Path::new(ROOT));
+    let mut draft = tempfile::Builder::new().prefix(".draft").tempfile_in(directory).map_err(at(path))?;
+    let text = serde_json::to_vec(&Versioned { version: VERSION, record })
+        .map_err(|source| StoreError::Damaged { path: path.to_owned(), source })?;
+    draft.write_all(&text).map_err(at(path))?;
+    draft.persist(path).map_err(|error| at(path)(error.error))?;
+    Ok(())
+}
+
+/// Makes or replaces a symbolic link; readers see the old one or the new one.
+fn link(target: &str, path: &Path) -> Result<(), StoreError> {
+    if fs::read_link(path).is_ok_and(|there| there == Path::new(target)) {
+        return Ok(());
+    }
+    match symlink(target, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let draft = path.with_file_name(".draft-link");
+            remove(&draft)?;
+            symlink(target, &draft).map_err(at(path))?;
+            fs::rename(&draft, path).map_err(at(path))
+        }
+        result => result.map_err(at(path)),
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(at(path)),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        result => result.map_err(at(path)),
+    }
+}
+
+fn remove_dir_if_empty(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        result => result.map_err(at(path)),
+    }
+}
