@@ -1,0 +1,112 @@
+//! dockerd with its containerd, data and network inside the lab.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::Container;
+use crate::bridge::{BRIDGE, GATEWAY4, GATEWAY6, SUBNET4, SUBNET6};
+use crate::run::{Cmd, Job, Out, wait_until};
+use crate::world::{Lab, cgroup};
+use crate::{rootfs, tools};
+
+const SOCKET: &str = "unix:///run/lab/docker.sock";
+const IMAGE: &str = "lab";
+
+/// The daemon with its network `vpn` and an image of busybox and the probe.
+pub struct Docker {
+    daemon: Option<Job>,
+}
+
+impl Docker {
+    /// `runtimes` goes into daemon.json as it is.
+    pub fn start(lab: &Lab, runtimes: &Value) -> Self {
+        tools::require(&["dockerd", "docker", "containerd", "iptables", "runc"]);
+        let dir = lab.dir("docker");
+        let config = json!({
+            "data-root": dir.join("data"), "exec-root": dir.join("exec"), "pidfile": dir.join("pid"), "cgroup-parent": format!("/{}", cgroup()),
+            "hosts": [SOCKET], "storage-driver": "vfs", "runtimes": runtimes,
+            "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 1024, "Hard": 1024}},
+            "experimental": true, "ip6tables": true, "bridge": "none",
+        });
+        let path = dir.join("daemon.json");
+        fs::write(&path, config.to_string()).expect("daemon.json");
+        let mut daemon = Cmd::new("dockerd", &["--config-file", &path.to_string_lossy()]).spawn();
+        wait_until("dockerd", Duration::from_secs(60), || {
+            assert!(!daemon.ended(), "dockerd ended:\n{}", daemon.stderr());
+            daemon.stderr().contains("API listen on")
+        });
+        let docker = Self { daemon: Some(daemon) };
+        let tar = dir.join("image.tar").to_string_lossy().into_owned();
+        Cmd::new("busybox", &["tar", "-cf", &tar, "-C", &rootfs::rootfs().to_string_lossy(), "."]).ok();
+        docker.call(&["import", &tar, IMAGE]).limit(Duration::from_secs(60)).ok();
+        let name = format!("com.docker.network.bridge.name={BRIDGE}");
+        let v4 = ["--subnet", SUBNET4, "--gateway", GATEWAY4];
+        let v6 = ["--ipv6", "--subnet", SUBNET6, "--gateway", GATEWAY6];
+        docker.call(&[&["network", "create", "-o", &name], &v4[..], &v6, &[BRIDGE]].concat()).ok();
+        docker
+    }
+
+    pub fn call(&self, args: &[&str]) -> Cmd {
+        Cmd::new("docker", &[&["--host", SOCKET], args].concat())
+    }
+
+    /// `docker run -d OPTIONS` of a sleeping container on the network `vpn`, or as `options` say.
+    #[track_caller]
+    pub fn try_run<'docker>(&'docker self, name: &str, options: &[&str]) -> Result<DockerContainer<'docker>, Out> {
+        let network: &[&str] =
+            if options.iter().any(|option| option.starts_with("--net")) { &[] } else { &["--network", BRIDGE] };
+        let start = ["run", "-d", "--name", name, "--cap-add", "NET_ADMIN"];
+        let out = self.call(&[&start, network, options, &[IMAGE, "/bin/sleep", "3600"]].concat()).out();
+        if out.code == 0 { Ok(DockerContainer { docker: self, name: name.into() }) } else { Err(out) }
+    }
+
+    /// # Panics
+    /// When it does not run.
+    #[track_caller]
+    pub fn run<'docker>(&'docker self, name: &str, options: &[&str]) -> DockerContainer<'docker> {
+        self.try_run(name, options).unwrap_or_else(|out| panic!("docker run {name}: {out:?}\n{}", self.log()))
+    }
+
+    /// What the daemon said so far.
+    pub fn log(&self) -> String {
+        self.daemon.as_ref().map(Job::stderr).unwrap_or_default()
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        // A chance to unmount and to remove its control groups; the lab's end would end it anyway.
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.signal(Signal::SIGTERM);
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while !daemon.ended() && std::time::Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+pub struct DockerContainer<'docker> {
+    docker: &'docker Docker,
+    name: String,
+}
+
+impl Container for DockerContainer<'_> {
+    #[track_caller]
+    fn exec(&self, args: &[&str]) -> Out {
+        self.docker.call(&[&["exec", &self.name], args].concat()).out()
+    }
+
+    #[track_caller]
+    fn spawn(&self, args: &[&str]) -> Job {
+        self.docker.call(&[&["exec", &self.name], args].concat()).spawn()
+    }
+
+    #[track_caller]
+    fn remove(&mut self) {
+        self.docker.call(&["rm", "--force", &self.name]).ok();
+    }
+}

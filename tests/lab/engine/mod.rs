@@ -1,0 +1,40 @@
+//! Real engines, each with its whole state inside the lab.
+
+pub mod docker;
+pub mod oci;
+pub mod podman;
+
+use crate::run::{Job, Out};
+
+/// A running container, whatever engine runs it.
+pub trait Container {
+    /// Runs a program in it to its end.
+    fn exec(&self, args: &[&str]) -> Out;
+    /// Starts a program in it.
+    fn spawn(&self, args: &[&str]) -> Job;
+    /// Ends and removes it, in good order: poststop runs.
+    fn remove(&mut self);
+
+    /// One question by the probe.
+    #[track_caller]
+    fn probe(&self, args: &[&str]) -> Out {
+        self.exec(&[&[crate::rootfs::PROBE], args].concat())
+    }
+
+    /// Ends a flow of [`Container::probing`] before its time. Ending the engine's `exec` alone would leave the program
+    /// inside running.
+    #[track_caller]
+    fn end(&self, job: Job) {
+        let pid = job.figure("pid");
+        assert!(pid > 0, "the flow has not said its pid yet");
+        let out = self.exec(&["/bin/kill", "-9", &pid.to_string()]);
+        assert!(out.code == 0, "kill in the container: {out:?}");
+        job.finish(std::time::Duration::from_secs(5));
+    }
+
+    /// The probe in the background; it must be one of the lasting kinds, `udp-flood` or `tcp-hold`.
+    #[track_caller]
+    fn probing(&self, args: &[&str]) -> Job {
+        self.spawn(&[&[crate::rootfs::PROBE], args].concat())
+    }
+}

@@ -1,0 +1,134 @@
+//! runc and crun by hand: a bundle with a namespace path and hooks in its config.json.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Container;
+use crate::product::TUNJAIL;
+use crate::rootfs;
+use crate::run::{Cmd, Job, Out};
+use crate::tools;
+use crate::world::{Lab, Netns, cgroup};
+
+const CAPS: &[&str] = &["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+
+/// What is in config.json.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    spec: Value,
+}
+
+impl Bundle {
+    /// A container that sleeps in the given namespace, with the capabilities that a hostile one likes to have.
+    pub fn new(netns: &Netns) -> Self {
+        let mounts = [("/proc", "proc"), ("/dev", "tmpfs"), ("/sys", "sysfs")]
+            .map(|(to, kind)| json!({"destination": to, "type": kind, "source": kind}));
+        let spec = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": false, "user": {"uid": 0, "gid": 0}, "cwd": "/",
+                "args": ["/bin/sleep", "3600"], "env": ["PATH=/bin"],
+                "capabilities": {"bounding": CAPS, "effective": CAPS, "permitted": CAPS},
+            },
+            "root": {"path": rootfs::rootfs(), "readonly": true},
+            "hostname": netns.name(),
+            "mounts": mounts,
+            "annotations": {},
+            "hooks": {},
+            "linux": {"cgroupsPath": format!("/{}/{}", cgroup(), netns.name()), "namespaces": [
+                {"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"},
+                {"type": "network", "path": netns.path()},
+            ]},
+        });
+        Self { spec }
+    }
+
+    /// Without a namespace path: the host's own network.
+    pub fn on_host_network(mut self) -> Self {
+        let namespaces = self.spec["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        self
+    }
+
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.spec["annotations"][key] = value.into();
+        self
+    }
+
+    /// tunjail's two hooks, `extra` behind the stage.
+    pub fn jailed(self, extra: &[&str]) -> Self {
+        self.hook("createRuntime", TUNJAIL, &[&["hook", "create-runtime"], extra].concat()).hook(
+            "poststop",
+            TUNJAIL,
+            &[&["hook", "poststop"], extra].concat(),
+        )
+    }
+
+    pub fn hook(mut self, stage: &str, path: &str, args: &[&str]) -> Self {
+        let args = [&[path], args].concat();
+        let entry = json!({"path": path, "args": args, "env": [format!("PATH={}", tools::PATH)]});
+        match self.spec["hooks"][stage].as_array_mut() {
+            Some(list) => list.push(entry),
+            None => self.spec["hooks"][stage] = json!([entry]),
+        }
+        self
+    }
+
+    pub fn process(mut self, args: &[&str]) -> Self {
+        self.spec["process"]["args"] = json!(args);
+        self
+    }
+}
+
+/// A container of runc or crun.
+pub struct Oci {
+    runtime: &'static str,
+    id: String,
+    dir: PathBuf,
+}
+
+impl Oci {
+    /// `RUNTIME run -d`: Ok with the running container, Err with what the runtime said.
+    #[track_caller]
+    pub fn try_run(lab: &Lab, runtime: &'static str, id: &str, bundle: &Bundle) -> Result<Self, Out> {
+        tools::require(&[runtime]);
+        let dir = lab.dir(&format!("bundles/{id}"));
+        fs::write(dir.join("config.json"), bundle.spec.to_string()).expect("config.json");
+        let container = Self { runtime, id: id.into(), dir };
+        let bundle = container.dir.to_string_lossy().into_owned();
+        let out = container.call(&["run", "-d", "--bundle", &bundle, id]).out();
+        if out.code == 0 { Ok(container) } else { Err(out) }
+    }
+
+    /// # Panics
+    /// When it does not run.
+    #[track_caller]
+    pub fn run(lab: &Lab, runtime: &'static str, id: &str, bundle: &Bundle) -> Self {
+        Self::try_run(lab, runtime, id, bundle).unwrap_or_else(|out| panic!("{runtime} run {id}: {out:?}"))
+    }
+
+    fn call(&self, args: &[&str]) -> Cmd {
+        let root = format!("/run/lab/{}", self.runtime);
+        Cmd::new(self.runtime, &[&["--root", &root], args].concat())
+    }
+}
+
+impl Container for Oci {
+    #[track_caller]
+    fn exec(&self, args: &[&str]) -> Out {
+        self.call(&[&["exec", &self.id], args].concat()).out()
+    }
+
+    #[track_caller]
+    fn spawn(&self, args: &[&str]) -> Job {
+        self.call(&[&["exec", &self.id], args].concat()).spawn()
+    }
+
+    #[track_caller]
+    fn remove(&mut self) {
+        self.call(&["delete", "--force", &self.id]).limit(Duration::from_secs(10)).ok();
+    }
+}

@@ -1,0 +1,170 @@
+//! One question, one answer: `{"ok":true,"body":...}` or `{"ok":false,"error":...,"ms":...}`.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage};
+use serde_json::json;
+
+/// Longer than any healthy answer in the lab takes, short enough that a suite of silent drops still ends.
+const PATIENCE: Duration = Duration::from_millis(1500);
+const WORDS: &[u8] = b"out by the exit or not at all";
+
+pub fn tcp_echo(addr: IpAddr, port: u16) -> super::Done {
+    say(|| {
+        let mut stream = connect(addr, port)?;
+        stream.write_all(WORDS)?;
+        let mut answer = vec![0; WORDS.len()];
+        stream.read_exact(&mut answer)?;
+        text(answer)
+    })
+}
+
+pub fn udp_echo(addr: IpAddr, port: u16) -> super::Done {
+    say(|| {
+        let socket = udp_to(addr, port)?;
+        let mut answer = vec![0; 2048];
+        // A connected UDP socket reports the ICMP error of an earlier datagram, so ask more than once.
+        for attempt in 0..3 {
+            socket.send(WORDS)?;
+            match socket.recv(&mut answer) {
+                Ok(count) => return text(answer[..count].to_vec()),
+                Err(error) if attempt == 2 || error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    })
+}
+
+pub fn http(addr: IpAddr, port: u16) -> super::Done {
+    say(|| get(connect(addr, port)?))
+}
+
+pub fn via_proxy(proxy: IpAddr, port: u16, to: IpAddr, to_port: u16) -> super::Done {
+    say(|| {
+        let mut stream = connect(proxy, port)?;
+        write!(stream, "CONNECT {} HTTP/1.0\r\n\r\n", SocketAddr::new(to, to_port))?;
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
+            head.push(byte[0]);
+        }
+        if !head.starts_with(b"HTTP/1.0 200") {
+            return Err(io::Error::other(String::from_utf8_lossy(&head).trim().to_string()));
+        }
+        get(stream)
+    })
+}
+
+pub fn dns(server: IpAddr, name: &str) -> super::Done {
+    say(|| {
+        let mut question = vec![0x54, 0x4a, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            question.push(u8::try_from(label.len()).map_err(io::Error::other)?);
+            question.extend_from_slice(label.as_bytes());
+        }
+        question.extend_from_slice(&[0, 0, 1, 0, 1]);
+        let socket = udp_to(server, 53)?;
+        socket.send(&question)?;
+        let mut answer = [0; 512];
+        let count = socket.recv(&mut answer)?;
+        // The one A record that the lab's resolver gives ends the answer.
+        match answer[..count].last_chunk::<4>() {
+            Some(last) if answer[7] > 0 => Ok(IpAddr::from(*last).to_string()),
+            _ => Err(io::Error::other("the answer holds no address")),
+        }
+    })
+}
+
+/// ICMP echo over a raw socket. `body` is the number of answers.
+pub fn ping(addr: IpAddr, count: u16) -> super::Done {
+    let (family, protocol, request, reply, skip) = match addr {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0, 20),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129, 0),
+    };
+    let socket = socket::socket(family, SockType::Raw, SockFlag::empty(), protocol)?;
+    let wait = nix::sys::time::TimeVal::new(0, 300_000);
+    socket::setsockopt(&socket, socket::sockopt::ReceiveTimeout, &wait)?;
+    let to = SockaddrStorage::from(SocketAddr::new(addr, 0));
+    say(|| {
+        let mut answers = 0;
+        let mut failure = None;
+        for sequence in 0..count {
+            if let Err(error) =
+                socket::sendto(socket.as_raw_fd(), &echo_request(request, sequence), &to, MsgFlags::empty())
+            {
+                failure = Some(io::Error::from(error));
+                continue;
+            }
+            let deadline = Instant::now() + Duration::from_millis(300);
+            let mut packet = [0; 2048];
+            while Instant::now() < deadline {
+                let Ok(count) = socket::recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) else { break };
+                let Some(icmp) = packet[..count].get(skip..) else { continue };
+                if icmp.len() >= 8 && icmp[0] == reply && icmp[4..8] == echo_request(request, sequence)[4..8] {
+                    answers += 1;
+                    break;
+                }
+            }
+        }
+        match (answers, failure) {
+            (0, Some(error)) => Err(error),
+            (0, None) => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(answers.to_string()),
+        }
+    })
+}
+
+fn echo_request(kind: u8, sequence: u16) -> Vec<u8> {
+    let id = u16::try_from(std::process::id() & 0xffff).unwrap_or(1);
+    let mut packet = vec![kind, 0, 0, 0];
+    packet.extend_from_slice(&id.to_be_bytes());
+    packet.extend_from_slice(&sequence.to_be_bytes());
+    packet.extend_from_slice(WORDS);
+    // The kernel fills in the checksum of ICMPv6 itself and ignores this one.
+    let sum = super::forge::checksum(&[&packet]);
+    packet[2..4].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+fn connect(addr: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::new(addr, port), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn udp_to(addr: IpAddr, port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((super::flow::any(addr), 0))?;
+    socket.connect((addr, port))?;
+    socket.set_read_timeout(Some(PATIENCE / 3))?;
+    Ok(socket)
+}
+
+fn get(mut stream: TcpStream) -> io::Result<String> {
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) => Ok(body.to_string()),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
+fn say(question: impl FnOnce() -> io::Result<String>) -> super::Done {
+    let start = Instant::now();
+    let answer = question();
+    let ms = u64::try_from(start.elapsed().as_millis())?;
+    let line = match answer {
+        Ok(body) => json!({"ok": true, "body": body, "ms": ms}),
+        Err(error) => json!({"ok": false, "error": error.to_string(), "kind": format!("{:?}", error.kind()), "ms": ms}),
+    };
+    println!("{line}");
+    Ok(())
+}

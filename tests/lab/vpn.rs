@@ -1,0 +1,142 @@
+//! The exit: a real OpenVPN, server in the internet and client on the host. The server pushes redirect-gateway, as VPN
+//! providers do; the client does not take it, as tunjail asks.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::run::{Cmd, Job, wait_until};
+use crate::world::{DIR, HOST4, Lab, VPN4, VPN6};
+use crate::{pki, tools};
+
+pub const TUN: &str = "tun0";
+/// The client's own ports, 64 of them from here: what leaves from one of them to the server is the transport, all else
+/// is a leak. Each start takes the next, because a server that still knows a killed client's port makes the new one wait.
+pub const CLIENT_PORTS: u16 = 51200;
+/// The addresses inside the tunnel.
+pub const TUNNEL_NET4: &str = "10.8.0.0/24";
+pub const TUNNEL_NET6: &str = "2001:db8:8::/64";
+
+/// The server. Stops when dropped.
+pub struct Vpn {
+    pki: PathBuf,
+    _server: Job,
+}
+
+impl Vpn {
+    pub fn start_server(lab: &Lab) -> Self {
+        tools::require(&["openvpn", "openssl"]);
+        let pki = pki::make(lab);
+        let config = format!(
+            "dev {TUN}\ndev-type tun\nproto udp4\nlocal {VPN4}\nport 1194\ntopology subnet\nserver 10.8.0.0 255.255.255.0\n\
+             server-ipv6 2001:db8:8::/64\nkeepalive 1 60\nexplicit-exit-notify 1\ndh none\ntls-server\ndisable-dco\n\
+             push \"redirect-gateway def1 ipv6\"\npush \"dhcp-option DNS 10.8.0.1\"\n{}",
+            identity(&pki, "server")
+        );
+        lab.vpn.nft(&format!(
+            "table inet vpn {{ chain out {{ type nat hook postrouting priority 100
+                oifname eth0 ip saddr 10.8.0.0/24 snat ip to {VPN4}
+                oifname eth0 ip6 saddr 2001:db8:8::/64 snat ip6 to {VPN6}
+            }}
+            }}"
+        ));
+        let mut server = start("server", &config, |cmd| cmd.within(&lab.vpn));
+        wait_until("the OpenVPN server", Duration::from_secs(10), || done(&mut server));
+        Self { pki, _server: server }
+    }
+
+    /// The client as an administrator sets it up, `up` and `down` being `SCRIPT up` and `SCRIPT down`; not started.
+    pub fn client(&self, script: Option<&str>) -> Client {
+        let scripts = script
+            .map(|script| format!("script-security 2\nup \"{script} up\"\ndown \"{script} down\"\n"))
+            .unwrap_or_default();
+        let config = format!(
+            "client\ndev {TUN}\ndev-type tun\nproto udp4\nremote {VPN4} 1194\nlocal {HOST4}\n\
+             pull-filter ignore redirect-gateway\npull-filter ignore dhcp-option\nremote-cert-tls server\n\
+             connect-retry 1 1\nresolv-retry 1\nexplicit-exit-notify 1\ndisable-dco\n{scripts}{}",
+            identity(&self.pki, "client")
+        );
+        Client { config, starts: 0, job: None }
+    }
+}
+
+/// The client on the host.
+pub struct Client {
+    config: String,
+    starts: u16,
+    job: Option<Job>,
+}
+
+impl Client {
+    pub fn start(&mut self) {
+        assert!(self.job.is_none(), "the client runs already");
+        assert!(self.starts < 64, "the client was started too often");
+        let config = format!("{}lport {}\n", self.config, CLIENT_PORTS + self.starts);
+        self.starts += 1;
+        self.job = Some(start("client", &config, |cmd| cmd));
+    }
+
+    /// Waits for the tunnel, its `up` script included.
+    #[track_caller]
+    pub fn wait_up(&mut self) {
+        let job = self.job.as_mut().expect("the client was started");
+        wait_until("the tunnel", Duration::from_secs(10), || done(job));
+    }
+
+    #[track_caller]
+    pub fn start_and_wait(&mut self) {
+        self.start();
+        self.wait_up();
+    }
+
+    /// The way a VPN dies at night: no `down` script, the interface goes with its owner.
+    pub fn sigkill(&mut self) {
+        let job = self.job.take().expect("the client runs");
+        job.signal(Signal::SIGKILL);
+        job.finish(Duration::from_secs(5));
+        wait_until("the tunnel gone", Duration::from_secs(5), || !link_exists(TUN));
+    }
+
+    /// In good order: the `down` script runs. Returns what the client said.
+    pub fn stop(&mut self) -> String {
+        let job = self.job.take().expect("the client runs");
+        job.signal(Signal::SIGTERM);
+        let out = job.finish(Duration::from_secs(10));
+        wait_until("the tunnel gone", Duration::from_secs(5), || !link_exists(TUN));
+        out.stdout
+    }
+
+    /// What the client said so far.
+    pub fn log(&self) -> String {
+        self.job.as_ref().map(Job::stdout).unwrap_or_default()
+    }
+
+    /// Ends it however it stands: running, hung on a deleted interface, or ended by itself.
+    pub fn end(&mut self) {
+        self.job = None;
+        wait_until("the tunnel gone", Duration::from_secs(5), || !link_exists(TUN));
+    }
+}
+
+/// Whether the host has a link of that name.
+pub fn link_exists(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+fn identity(pki: &Path, name: &str) -> String {
+    let dir = pki.display();
+    format!("ca {dir}/ca.crt\ncert {dir}/{name}.crt\nkey {dir}/{name}.key\n")
+}
+
+fn start(name: &str, config: &str, place: impl FnOnce(Cmd) -> Cmd) -> Job {
+    let path = Path::new(DIR).join(format!("{name}.conf"));
+    std::fs::write(&path, config).expect("an OpenVPN configuration");
+    place(Cmd::new("openvpn", &["--config", &path.to_string_lossy()])).spawn()
+}
+
+#[track_caller]
+fn done(job: &mut Job) -> bool {
+    assert!(!job.ended(), "OpenVPN ended:\n{}", job.stdout());
+    job.stdout().contains("Initialization Sequence Completed")
+}
