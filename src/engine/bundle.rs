@@ -87,7 +87,8 @@ pub fn read_command_line(args: &[OsString]) -> CommandLine {
             .disable_help_flag(true)
             .arg(value("bundle").short('b'))
             .args(["console-socket", "pid-file", "preserve-fds"].map(value))
-            .args(["no-pivot", "no-new-keyring", "keep", "no-subreaper", "detach"].map(switch))
+            .args(["no-pivot", "no-new-keyring", "keep", "no-subreaper"].map(switch))
+            .arg(switch("detach").short('d'))
             .arg(clap::Arg::new("id"))
     };
     let line = clap::Command::new("runtime")

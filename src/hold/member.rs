@@ -50,11 +50,14 @@ pub fn enter(config: &Config, created: &Created, named: Option<&JailName>) -> Re
     let mut host = Host::open()?;
     let store = Store::open().lock()?;
     let jail = candidate.jail;
-    let result = hold(&mut host, &store, &candidate, &created.container.id);
-    match result {
+    let id = &created.container.id;
+    let held_before = is_held(&store, &candidate, id)?;
+    match hold(&mut host, &store, &candidate, id) {
         Ok(addresses) => Ok(Outcome::Held { jail: jail.name.clone(), addresses }),
+        // A second call for a container that is held already: what the first one did goes on holding it.
+        Err(error) if held_before => Err(error),
         Err(error) => {
-            let rolled_back = leave_record_behind_if_any(&mut host, &store, &candidate, &created.container.id);
+            let rolled_back = take_back(&mut host, &store, &candidate, id);
             let tidied = store.tidy();
             Err(match rolled_back.and(tidied.map_err(Into::into)) {
                 Ok(()) => error,
@@ -225,8 +228,8 @@ fn no_link() -> Link {
 fn close_lock(made: Option<Fingerprint>) -> Result<Fingerprint, KernelError> {
     let mut nfnl = Nfnl::open()?;
     match made {
-        Some(made) if nftables::is_closed_as(&mut nfnl, made)? => Ok(made),
-        _ => nftables::close(&mut nfnl),
+        Some(made) if nftables::lock_stands(&mut nfnl, made)? => Ok(made),
+        _ => nftables::close_lock(&mut nfnl),
     }
 }
 
@@ -237,7 +240,7 @@ fn open_lock(made: Fingerprint, elements: &[Element]) -> Result<(), KernelError>
     if let Some(missing) = nftables::first_missing(&mut nfnl, elements)? {
         return Err(KernelError::answer(request, Mismatch::ElementMissing(missing.clone())));
     }
-    match nftables::is_closed_as(&mut nfnl, made)? {
+    match nftables::lock_stands(&mut nfnl, made)? {
         true => Ok(()),
         false => Err(KernelError::answer(request, "its table was changed by another program")),
     }
@@ -289,12 +292,15 @@ fn the_kernel_sends_it_by_the_exit(
     Ok(())
 }
 
-fn leave_record_behind_if_any(
-    host: &mut Host,
-    store: &LockedStore,
-    candidate: &Candidate,
-    id: &ContainerId,
-) -> Result<()> {
+fn is_held(store: &Store, candidate: &Candidate, id: &ContainerId) -> Result<bool> {
+    let member = store.member(&candidate.jail.name, candidate.netns.id)?;
+    Ok(member.is_some_and(|member| {
+        member.state == MemberState::Held && member.containers.iter().any(|container| container.id == *id)
+    }))
+}
+
+/// Removes what a failed start left of this container; the lock stays closed.
+fn take_back(host: &mut Host, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<()> {
     let jail = &candidate.jail.name;
     match store.member(jail, candidate.netns.id)? {
         Some(member) => leave(host, store, member, id),

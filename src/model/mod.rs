@@ -21,3 +21,6 @@ pub mod plan;
 pub mod policy;
 pub mod ruleset;
 pub mod verify;
+
+#[cfg(test)]
+mod tests;

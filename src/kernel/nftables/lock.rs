@@ -42,7 +42,7 @@ pub fn close(nfnl: &mut Nfnl) -> Result<Fingerprint, KernelError> {
 }
 
 /// Whether the lock stands as it was made, whatever its sets hold.
-pub fn is_closed_as(nfnl: &mut Nfnl, made: Fingerprint) -> Result<bool, KernelError> {
+pub fn stands(nfnl: &mut Nfnl, made: Fingerprint) -> Result<bool, KernelError> {
     Ok(fingerprint(nfnl, &TableId::lock())? == Some(made))
 }
 

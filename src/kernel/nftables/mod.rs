@@ -18,7 +18,7 @@ use netlink_packet_netfilter::nftables::{
 use nix::libc;
 
 pub use self::counters::{Counter, counters, elements};
-pub use self::lock::{close, is_closed_as};
+pub use self::lock::{close as close_lock, stands as lock_stands};
 pub use self::nft::{check, find as find_nft, load};
 use super::KernelError;
 use super::nfnetlink::{Nfnl, Request};
