@@ -65,9 +65,9 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         ],
         &[
             reject(),
-            scope.out_of_the_jail(),
-            scope.into_the_jail(),
-            scope.into_the_host(),
+            scope.what_leaves_the_jail(),
+            scope.what_enters_the_jail(),
+            scope.what_reaches_the_host(),
             scope.no_way_is_told_at_once(),
             scope.forward(),
             scope.input(),
@@ -161,7 +161,7 @@ impl Scope<'_> {
         Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
     }
 
-    fn out_of_the_jail(&self) -> Chain {
+    fn what_leaves_the_jail(&self) -> Chain {
         let mut rules = Vec::new();
         if self.jail.enrolled_only {
             rules.extend(self.only_enrolled_members_speak());
@@ -175,7 +175,7 @@ impl Scope<'_> {
         Chain { name: "from_members", hook: None, rules }
     }
 
-    fn into_the_jail(&self) -> Chain {
+    fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
         for allow in &self.jail.allow {
@@ -226,7 +226,7 @@ impl Scope<'_> {
         Chain { name: "input", hook: Some("type filter hook input priority -10; policy accept;"), rules }
     }
 
-    fn into_the_host(&self) -> Chain {
+    fn what_reaches_the_host(&self) -> Chain {
         Chain {
             name: "to_host",
             hook: None,
