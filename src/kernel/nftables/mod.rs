@@ -10,10 +10,10 @@ mod nft;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 
-use netlink_packet_core::{Emitable, NLM_F_CREATE, Nla};
+use netlink_packet_core::{NLM_F_CREATE, NlasIterator};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
-    SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
+    ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute,
+    SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
 };
 use nix::libc;
 
@@ -21,7 +21,7 @@ pub use self::counters::{Counter, counters, elements};
 pub use self::lock::{close as close_lock, stands as lock_stands};
 pub use self::nft::{check, find as find_nft, load};
 use super::KernelError;
-use super::nfnetlink::{Nfnl, Request};
+use super::nfnetlink::{Answer, Nfnl, Request};
 use crate::model::facts::Fingerprint;
 use crate::model::objects::{Element, Set, TableId};
 
@@ -32,64 +32,87 @@ pub fn fingerprint(nfnl: &mut Nfnl, table: &TableId) -> Result<Option<Fingerprin
     let mut digest = Digest::default();
     let chains = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let mut there = false;
-    for answer in nfnl.list(&request, table.family, &chains)? {
-        let NfTablesMessage::NewChain(chain) = answer else { continue };
+    for chain in nfnl.list(&request, table.family, &chains)? {
         // The kernel lists the chains of every table of a family.
-        if !chain.attributes.contains(&ChainAttribute::Table(table.name.clone())) {
-            continue;
+        if string_in(chain.attributes(), NFTA_CHAIN_TABLE) == Some(table.name.as_bytes()) {
+            there = true;
+            digest.message(chain.attributes(), |kind| {
+                !matches!(kind, NFTA_CHAIN_HANDLE | NFTA_CHAIN_COUNTERS | NFTA_CHAIN_USE)
+            });
         }
-        there = true;
-        digest.message(&chain.attributes, |attribute| {
-            !matches!(attribute, ChainAttribute::Handle(_) | ChainAttribute::Counter(_) | ChainAttribute::Use(_))
-        });
     }
     if !there {
         return Ok(None);
     }
     let rules = NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.name.clone())] });
-    for answer in nfnl.list(&request, table.family, &rules)? {
-        if let NfTablesMessage::NewRule(rule) = answer {
-            digest.message(&rule.attributes, |attribute| {
-                !matches!(attribute, RuleAttribute::Handle(_) | RuleAttribute::Position(_))
-            });
-        }
+    for rule in nfnl.list(&request, table.family, &rules)? {
+        digest.message(rule.attributes(), |kind| !matches!(kind, NFTA_RULE_HANDLE | NFTA_RULE_POSITION));
     }
     let sets = NfTablesMessage::GetSet(SetMessage { attributes: vec![SetAttribute::Table(table.name.clone())] });
-    for answer in nfnl.list(&request, table.family, &sets)? {
-        if let NfTablesMessage::NewSet(set) = answer {
-            // Size, element count, back end: how the kernel stores it, not what it means.
-            digest.message(&set.attributes, |attribute| {
-                matches!(
-                    attribute,
-                    SetAttribute::Name(_)
-                        | SetAttribute::Flags(_)
-                        | SetAttribute::KeyType(_)
-                        | SetAttribute::KeyLen(_)
-                        | SetAttribute::DataType(_)
-                        | SetAttribute::DataLen(_)
-                )
-            });
-        }
+    for set in nfnl.list(&request, table.family, &sets)? {
+        // Handle, size, element count, back end: how the kernel stores it, not what it means.
+        digest.message(set.attributes(), |kind| {
+            matches!(
+                kind,
+                NFTA_SET_NAME
+                    | NFTA_SET_FLAGS
+                    | NFTA_SET_KEY_TYPE
+                    | NFTA_SET_KEY_LEN
+                    | NFTA_SET_DATA_TYPE
+                    | NFTA_SET_DATA_LEN
+            )
+        });
     }
     Ok(Some(digest.finish()))
 }
+
+// Attributes that are read here (linux/netfilter/nf_tables.h).
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_HANDLE: u16 = 2;
+const NFTA_CHAIN_USE: u16 = 6;
+const NFTA_CHAIN_COUNTERS: u16 = 8;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_POSITION: u16 = 6;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_FLAGS: u16 = 3;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_DATA_TYPE: u16 = 6;
+const NFTA_SET_DATA_LEN: u16 = 7;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_DATA_VALUE: u16 = 1;
 
 #[derive(Default)]
 struct Digest(DefaultHasher);
 
 impl Digest {
-    fn message<A: Nla + Clone>(&mut self, attributes: &[A], keep: fn(&A) -> bool) {
-        let kept: Vec<A> = attributes.iter().filter(|attribute| keep(attribute)).cloned().collect();
-        let kept = kept.as_slice();
-        let mut bytes = vec![0; kept.buffer_len()];
-        kept.emit(&mut bytes);
-        self.0.write_usize(bytes.len());
-        self.0.write(&bytes);
+    fn message(&mut self, attributes: &[u8], keep: fn(u16) -> bool) {
+        for attribute in NlasIterator::new(attributes).flatten().filter(|attribute| keep(attribute.kind())) {
+            self.0.write_u16(attribute.kind());
+            self.0.write_usize(attribute.value().len());
+            self.0.write(attribute.value());
+        }
     }
 
     fn finish(self) -> Fingerprint {
         Fingerprint(self.0.finish())
     }
+}
+
+/// The values of the attributes of this kind.
+fn values(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
+    NlasIterator::new(attributes).flatten().filter(move |attribute| attribute.kind() == kind).map(|attribute| {
+        // `value()` borrows from the attribute; its buffer outlives that.
+        const HEADER_LEN: usize = 4;
+        let end = HEADER_LEN + attribute.value_length();
+        attribute.into_inner().get(HEADER_LEN..end).unwrap_or_default()
+    })
+}
+
+fn string_in(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    values(attributes, kind).next().map(|value| value.strip_suffix(b"\0").unwrap_or(value))
 }
 
 /// Adds all of `elements` or none. One that is there already stays as it is.
@@ -146,8 +169,10 @@ pub fn first_missing<'a>(nfnl: &mut Nfnl, elements: &'a [Element]) -> Result<Opt
         let request = format!("looking for elements of set {} in {table}", set.name());
         match nfnl.get(&request, table.family, NfTablesMessage::GetSetElement(message)) {
             Ok(answers) => {
-                let there: Vec<Vec<u8>> = answers.iter().flat_map(keys).collect();
-                if let Some(missing) = asked.into_iter().find(|element| !there.contains(&element.key_bytes())) {
+                let there: Vec<&[u8]> = answers.iter().flat_map(keys).collect();
+                if let Some(missing) =
+                    asked.into_iter().find(|element| !there.contains(&element.key_bytes().as_slice()))
+                {
                     return Ok(Some(missing));
                 }
             }
@@ -188,30 +213,11 @@ fn by_set(elements: &[Element]) -> BTreeMap<(&TableId, Set), SetElementMessage> 
         .collect()
 }
 
-fn elements_in(answer: &NfTablesMessage) -> Vec<&Vec<SetElementAttribute>> {
-    let NfTablesMessage::NewSetElement(message) = answer else { return Vec::new() };
-    message
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            SetElementList::Elements(elements) => Some(elements),
-            _ => None,
-        })
-        .flatten()
-        .filter_map(|element| match element {
-            ListAttribute::Element(attributes) => Some(attributes),
-            _ => None,
-        })
+/// The keys of the elements in an answer.
+fn keys(answer: &Answer) -> Vec<&[u8]> {
+    values(answer.attributes(), NFTA_SET_ELEM_LIST_ELEMENTS)
+        .flat_map(|elements| values(elements, NFTA_LIST_ELEM))
+        .flat_map(|element| values(element, NFTA_SET_ELEM_KEY))
+        .flat_map(|key| values(key, NFTA_DATA_VALUE))
         .collect()
-}
-
-fn keys(answer: &NfTablesMessage) -> Vec<Vec<u8>> {
-    elements_in(answer).into_iter().filter_map(|element| element.iter().find_map(key)).collect()
-}
-
-fn key(attribute: &SetElementAttribute) -> Option<Vec<u8>> {
-    match attribute {
-        SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(bytes.clone()),
-        _ => None,
-    }
 }
