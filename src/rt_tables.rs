@@ -2,14 +2,18 @@
 //! number, once chosen, stays the jail's until `tunjail down`.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::model::names::JailName;
 
+const PARENT: &str = "/etc/iproute2";
 const NAMES: &str = "/etc/iproute2/rt_tables.d";
+/// Names the directories that tunjail made; iproute2 reads `*.conf` alone.
+const MARK: &str = "/etc/iproute2/rt_tables.d/.made-by-tunjail";
 /// iproute2 reads these; newer releases ship the first below /usr/share.
 const OTHERS: [&str; 2] = ["/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables"];
 
@@ -20,6 +24,11 @@ const COUNT: u32 = 100;
 
 fn file(jail: &JailName) -> PathBuf {
     Path::new(NAMES).join(format!("tunjail_{jail}.conf"))
+}
+
+/// What becomes the jail's file by being renamed. It has one name, so that one which a crash left can be found.
+fn draft(jail: &JailName) -> PathBuf {
+    Path::new(NAMES).join(format!(".tunjail_{jail}.draft"))
 }
 
 /// The number that the jail's file records.
@@ -45,21 +54,52 @@ pub fn name(jail: &JailName, table: u32) -> io::Result<()> {
     if named().contains(&table) && recorded(jail).is_none() {
         return Ok(());
     }
-    fs::create_dir_all(NAMES)?;
-    let mut draft = tempfile::Builder::new().prefix(".tunjail").tempfile_in(NAMES)?;
-    writeln!(draft, "# jail {jail}; made by tunjail, removed by `tunjail down`\n{table}\ttunjail_{jail}")?;
-    // iproute2 reads this as any user; tempfile makes it 0600.
-    fs::set_permissions(draft.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    draft.persist(file(jail))?;
-    Ok(())
+    make_directories()?;
+    remove(&draft(jail))?;
+    // iproute2 reads this as any user.
+    let mut there = OpenOptions::new().write(true).create_new(true).mode(0o644).open(draft(jail))?;
+    writeln!(there, "# jail {jail}; made by tunjail, removed by `tunjail down`\n{table}\ttunjail_{jail}")?;
+    fs::rename(draft(jail), file(jail))
 }
 
 /// Takes the jail's name away; one that is gone already is no error.
 pub fn unname(jail: &JailName) -> io::Result<()> {
-    match fs::remove_file(file(jail)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    remove(&draft(jail))?;
+    remove(&file(jail))?;
+    remove_directories()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         result => result,
     }
+}
+
+/// Newer iproute2 ships nothing below /etc. What is made here says so, so that it can go again.
+fn make_directories() -> io::Result<()> {
+    let made: Vec<&str> = [NAMES, PARENT].into_iter().filter(|path| !Path::new(path).exists()).collect();
+    if made.is_empty() {
+        return Ok(());
+    }
+    fs::create_dir_all(NAMES)?;
+    fs::write(MARK, made.join("\n"))
+}
+
+/// Removes the directories that were made here, once nothing but the mark is in them.
+fn remove_directories() -> io::Result<()> {
+    let Ok(made) = fs::read_to_string(MARK) else { return Ok(()) };
+    if fs::read_dir(NAMES)?.flatten().any(|entry| entry.path() != Path::new(MARK)) {
+        return Ok(());
+    }
+    remove(Path::new(MARK))?;
+    for path in [NAMES, PARENT].into_iter().filter(|path| made.lines().any(|line| line == *path)) {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 fn named() -> HashSet<u32> {

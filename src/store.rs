@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; tunjail keeps its records below {ROOT}, where root must be able to write")]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "{path} is damaged ({source}); stop the jailed containers, remove {ROOT}, run `tunjail up` and `tunjail down`"
@@ -168,7 +168,7 @@ impl Store {
     }
 
     pub fn member(&self, jail: &JailName, netns: NetnsId) -> Result<Option<MemberRecord>, StoreError> {
-        // An inode number is given again after its namespace died: the record of a dead one is nobody's.
+        // An inode number is given again after its namespace died, so the record may be a dead one's: see hold::member.
         Ok(read::<MemberRecord>(&self.member_path(jail, netns))?.filter(|member| member.netns == netns))
     }
 
@@ -187,14 +187,19 @@ impl Store {
     }
 
     pub fn members(&self, jail: &JailName) -> Result<Vec<MemberRecord>, StoreError> {
+        self.each_member(jail)?.collect()
+    }
+
+    /// The members one by one, for those who may not need them all.
+    pub fn each_member(
+        &self,
+        jail: &JailName,
+    ) -> Result<impl Iterator<Item = Result<MemberRecord, StoreError>>, StoreError> {
         let directory = self.members_dir(jail);
         let mut names = names_in(&directory)?;
+        names.retain(|name| name.ends_with(".json"));
         names.sort();
-        let mut members = Vec::new();
-        for name in names.iter().filter(|name| name.ends_with(".json")) {
-            members.extend(read::<MemberRecord>(&directory.join(name))?);
-        }
-        Ok(members)
+        Ok(names.into_iter().filter_map(move |name| read::<MemberRecord>(&directory.join(name)).transpose()))
     }
 
     pub fn has_members(&self, jail: &JailName) -> Result<bool, StoreError> {
@@ -279,17 +284,28 @@ impl LockedStore {
 
     /// Removes the member with its links and those claims that are still its own.
     pub fn remove_member(&self, member: &MemberRecord, membership: &[Element]) -> Result<(), StoreError> {
+        self.release(member, &member.containers, membership)?;
+        remove(&self.member_path(&member.jail, member.netns))
+    }
+
+    /// Removes the links of `containers` and the claims to `membership`, those that still lead to `member`.
+    pub fn release(
+        &self,
+        member: &MemberRecord,
+        containers: &[ContainerRecord],
+        membership: &[Element],
+    ) -> Result<(), StoreError> {
         for element in self.still_claimed(member, membership) {
             remove(&self.claim_path(&member.jail, &claim(&element)))?;
         }
-        for container in &member.containers {
+        let target = link_target(member);
+        for container in containers {
             let path = self.container_path(&container.id);
-            let target = link_target(member);
             if fs::read_link(&path).is_ok_and(|there| there == Path::new(&target)) {
                 remove(&path)?;
             }
         }
-        remove(&self.member_path(&member.jail, member.netns))
+        Ok(())
     }
 
     /// Removes the directories that hold nothing any more; after the last wall, all of them.
@@ -297,12 +313,12 @@ impl LockedStore {
         let Ok(jails) = self.jails() else { return Ok(()) };
         for jail in &jails {
             for directory in [self.members_dir(jail), self.jail_dir(jail).join("claims"), self.jail_dir(jail)] {
-                remove_dir_if_empty(&directory)?;
+                tidy_dir(&directory)?;
             }
         }
         let parts = [self.jails_dir(), self.root.join("containers")];
         for part in &parts {
-            remove_dir_if_empty(part)?;
+            tidy_dir(part)?;
         }
         if !parts.iter().any(|part| part.exists()) {
             remove(&self.root.join("lock"))?;
@@ -360,14 +376,18 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
     Ok(Some(versioned.record))
 }
 
+/// What becomes a record, whole, by being renamed. Only the holder of the lock writes, so there is one of them in each
+/// directory at most, and one that a crash left is in nobody's way: the next one replaces it, or [`tidy_dir`] does.
+const DRAFT: &str = ".draft";
+
 fn write(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let directory = path.parent().unwrap_or(Path::new(ROOT));
-    let mut draft = tempfile::Builder::new().prefix(".draft").tempfile_in(directory).map_err(at(path))?;
     let text = serde_json::to_vec(&Versioned { version: VERSION, record })
         .map_err(|source| StoreError::Damaged { path: path.to_owned(), source })?;
-    draft.write_all(&text).map_err(at(path))?;
-    draft.persist(path).map_err(|error| at(path)(error.error))?;
-    Ok(())
+    let draft = path.with_file_name(DRAFT);
+    remove(&draft)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(at(path))?;
+    file.write_all(&text).map_err(at(path))?;
+    fs::rename(&draft, path).map_err(at(path))
 }
 
 /// Makes or replaces a symbolic link; readers see the old one or the new one.
@@ -377,7 +397,7 @@ fn link(target: &str, path: &Path) -> Result<(), StoreError> {
     }
     match symlink(target, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let draft = path.with_file_name(".draft-link");
+            let draft = path.with_file_name(DRAFT);
             remove(&draft)?;
             symlink(target, &draft).map_err(at(path))?;
             fs::rename(&draft, path).map_err(at(path))
@@ -398,6 +418,12 @@ fn remove(path: &Path) -> Result<(), StoreError> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         result => result.map_err(at(path)),
     }
+}
+
+/// Removes a directory unless it holds something.
+fn tidy_dir(path: &Path) -> Result<(), StoreError> {
+    remove(&path.join(DRAFT))?;
+    remove_dir_if_empty(path)
 }
 
 fn remove_dir_if_empty(path: &Path) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cli::Show;
 use crate::config::Config;
 use crate::engine::wiring;
-use crate::hold::{Host, wall};
+use crate::hold::{Kernel, wall};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::policy::Jail;
@@ -61,7 +61,7 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
         let verdict = if config.jails.is_empty() { Verdict::Warning } else { Verdict::Ok };
         findings.add(verdict, "configuration", format!("{}: jails {}", config.sources_text(), config.names_text()));
         forwarding(&mut findings, &config);
-        let host = findings.take("netlink", Host::open());
+        let host = findings.take("netlink", Kernel::open().map_err(Into::into));
         if let Some(mut host) = host {
             for jail in &config.jails {
                 check_jail(&mut findings, &mut host, jail, nft.is_some());
@@ -90,7 +90,7 @@ fn forwarding(findings: &mut Findings, config: &Config) {
     }
 }
 
-fn check_jail(findings: &mut Findings, host: &mut Host, jail: &Jail, has_nft: bool) {
+fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: bool) {
     let what = format!("jail {}", jail.name);
     let Some(survey) = findings.take(&what, wall::survey(host, &Store::open(), jail)) else { return };
     match &survey.bridge {

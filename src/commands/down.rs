@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::Jails;
 use crate::config::Config;
-use crate::hold::{Host, member, wall};
+use crate::hold::{Kernel, member, wall};
 use crate::model::names::JailName;
 use crate::model::plan;
 use crate::store::{LockedStore, RaisedBy, Store, WallRecord};
@@ -15,7 +15,7 @@ use crate::store::{LockedStore, RaisedBy, Store, WallRecord};
 pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
     super::demand_root()?;
     let config = Config::load(config);
-    let mut host = Host::open()?;
+    let mut host = Kernel::open()?;
     let store = Store::open();
     let names = names(&store, config.as_ref().ok(), &args.jails)?;
     let jail = |name: &JailName| config.as_ref().ok().and_then(|config| config.jail(name));
@@ -60,7 +60,7 @@ fn names(store: &Store, config: Option<&Config>, named: &[JailName]) -> Result<V
 }
 
 fn take_down(
-    host: &mut Host,
+    host: &mut Kernel,
     store: &LockedStore,
     name: &JailName,
     jail: Option<&crate::model::policy::Jail>,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::cli::{Exit, ExitArgs};
 use crate::config::Config;
 use crate::exit::openvpn;
-use crate::hold::{Host, wall};
+use crate::hold::{Kernel, wall};
 use crate::model::plan;
 use crate::model::policy::Jail;
 use crate::store::{RaisedBy, Store};
@@ -29,7 +29,7 @@ pub fn run(config: Option<&Path>, exit: Exit) -> Result<ExitCode> {
 }
 
 fn follow(jails: &[&Jail], args: &ExitArgs) -> Result<ExitCode> {
-    let mut host = Host::open()?;
+    let mut host = Kernel::open()?;
     let store = Store::open();
     if args.dry_run {
         for jail in jails {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::Show;
 use crate::config::Config;
-use crate::hold::{Host, member, wall};
+use crate::hold::{Kernel, member, wall};
 use crate::kernel::nftables::{self, Counter};
 use crate::model::names::JailName;
 use crate::model::objects::{Set, TableId};
@@ -95,7 +95,7 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
 }
 
 fn report(config: &Config) -> Result<Report> {
-    let mut host = Host::open()?;
+    let mut host = Kernel::open()?;
     let store = Store::open();
     let mut jails = Vec::new();
     for jail in &config.jails {
@@ -107,7 +107,7 @@ fn report(config: &Config) -> Result<Report> {
     Ok(Report { version: VERSION, jails })
 }
 
-fn report_jail(host: &mut Host, store: &Store, jail: &Jail) -> Result<JailReport> {
+fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailReport> {
     let survey = wall::survey(host, store, jail)?;
     let exits = jail
         .exits
@@ -140,7 +140,7 @@ fn report_jail(host: &mut Host, store: &Store, jail: &Jail) -> Result<JailReport
     })
 }
 
-fn report_unconfigured(host: &mut Host, store: &Store, name: &JailName) -> Result<JailReport> {
+fn report_unconfigured(host: &mut Kernel, store: &Store, name: &JailName) -> Result<JailReport> {
     let record = store.wall(name)?;
     Ok(JailReport {
         wall: if record.is_some() { "up" } else { "down" },
@@ -167,7 +167,7 @@ fn rejected(jail: &JailName) -> Result<Rejected> {
     })
 }
 
-fn members(host: &mut Host, store: &Store, jail: &JailName) -> Result<Vec<MemberReport>> {
+fn members(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<Vec<MemberReport>> {
     let records = store.members(jail)?;
     if records.is_empty() {
         return Ok(Vec::new());
@@ -177,7 +177,7 @@ fn members(host: &mut Host, store: &Store, jail: &JailName) -> Result<Vec<Member
     records.iter().map(|record| report_member(host, record, &sent)).collect()
 }
 
-fn report_member(host: &mut Host, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
+fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
     let interfaces = record
         .interfaces
         .iter()

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli::Jails;
 use crate::config::Config;
-use crate::hold::{Host, member, wall};
+use crate::hold::{Kernel, member, wall};
 use crate::model::plan;
 use crate::store::{RaisedBy, Store};
 
@@ -18,7 +18,7 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
     if jails.is_empty() {
         bail!("{} has no jail; add a [jail.NAME] section", config.sources_text());
     }
-    let mut host = Host::open()?;
+    let mut host = Kernel::open()?;
     if args.dry_run {
         let store = Store::open();
         for jail in jails {

@@ -6,19 +6,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Host, wall};
+use super::{Kernel, wall};
 use crate::config::Config;
 use crate::kernel::KernelError;
 use crate::kernel::netns::Netns;
 use crate::kernel::nfnetlink::Nfnl;
 use crate::kernel::nftables;
 use crate::kernel::process::Process;
-use crate::kernel::rtnetlink::Rtnl;
 use crate::model::admit::{self, Confirmed, Refusal};
 use crate::model::desired;
 use crate::model::facts::{FibAnswer, Fingerprint, Link, NetnsFacts};
 use crate::model::names::{ContainerId, JailName};
-use crate::model::objects::Element;
+use crate::model::objects::{Element, TableId};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
 use crate::model::verify::{self, Mismatch};
@@ -40,19 +39,21 @@ pub enum Outcome {
 struct Candidate<'a> {
     jail: &'a Jail,
     netns: Netns,
+    /// Sockets that were opened in its namespace: what is told to them happens there.
+    inside: Kernel,
     facts: NetnsFacts,
     process: Process,
 }
 
 /// Holds the container, or says why it cannot be held; then nothing of it is left but a closed lock.
 pub fn enter(config: &Config, created: &Created, named: Option<&JailName>) -> Result<Outcome> {
-    let Some(candidate) = look(config, created, named)? else { return Ok(Outcome::NotOurs) };
-    let mut host = Host::open()?;
+    let Some(mut candidate) = look(config, created, named)? else { return Ok(Outcome::NotOurs) };
+    let mut host = Kernel::open()?;
     let store = Store::open().lock()?;
     let jail = candidate.jail;
     let id = &created.container.id;
     let held_before = is_held(&store, &candidate, id)?;
-    match hold(&mut host, &store, &candidate, id) {
+    match hold(&mut host, &store, &mut candidate, id) {
         Ok(addresses) => Ok(Outcome::Held { jail: jail.name.clone(), addresses }),
         // A second call for a container that is held already: what the first one did goes on holding it.
         Err(error) if held_before => Err(error),
@@ -70,7 +71,7 @@ pub fn enter(config: &Config, created: &Created, named: Option<&JailName>) -> Re
 /// The steps that `enter` would take, as lines.
 pub fn plan_to_enter(config: &Config, created: &Created, named: Option<&JailName>) -> Result<Option<String>> {
     let Some(candidate) = look(config, created, named)? else { return Ok(None) };
-    let mut host = Host::open()?;
+    let mut host = Kernel::open()?;
     let store = Store::open();
     let survey = wall::survey(&mut host, &store, candidate.jail)?;
     let mut steps = wall::plan_to_raise(&mut host, &store, candidate.jail, &survey)?;
@@ -108,10 +109,8 @@ fn look<'a>(config: &'a Config, created: &Created, named: Option<&JailName>) -> 
     if is_host {
         bail!(Refusal::HostNetns);
     }
-    let facts = netns.run(|| {
-        let mut rtnl = Rtnl::open()?;
-        Ok(NetnsFacts { id: netns.id, links: rtnl.links()?, addresses: rtnl.addresses(None)? })
-    })?;
+    let mut inside = netns.run(Kernel::open)?;
+    let facts = NetnsFacts { id: netns.id, links: inside.rtnl.links()?, addresses: inside.rtnl.addresses(None)? };
     // A pid that was given to another process meanwhile would show another's namespace.
     if !process.is_alive() {
         bail!("the container's process {} ended while its namespace was looked at", created.pid);
@@ -120,20 +119,25 @@ fn look<'a>(config: &'a Config, created: &Created, named: Option<&JailName>) -> 
         Some(jail) => Some(jail),
         None => facts.routable().find_map(|address| config.jail_for(address.address)),
     };
-    Ok(jail.map(|jail| Candidate { jail, netns, facts, process }))
+    Ok(jail.map(|jail| Candidate { jail, netns, inside, facts, process }))
 }
 
 /// wall -> confirm -> lock closed -> guard and membership -> verify -> lock opened -> record
-fn hold(host: &mut Host, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<Vec<IpAddr>> {
-    let Candidate { jail, netns, process, .. } = candidate;
+fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &ContainerId) -> Result<Vec<IpAddr>> {
     no_other_jail_holds_it(store, candidate)?;
-    let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
+    its_last_run_is_over(host, store, candidate, id)?;
+    let survey = wall::ensure(host, store, candidate.jail, RaisedBy::Hook)?;
     let interfaces = confirm(host, candidate, survey.bridge.as_ref())?;
+    let Candidate { jail, netns, inside, process, .. } = candidate;
     let desired = desired::member(&jail.name, &interfaces);
 
     let before = store.member(&jail.name, netns.id)?;
-    let siblings = before.iter().flat_map(|member| &member.containers);
-    let mut containers: Vec<ContainerRecord> = siblings.filter(|container| container.id != *id).cloned().collect();
+    let recorded = before.iter().flat_map(|member| &member.containers).cloned();
+    let (mut containers, dead): (Vec<_>, Vec<_>) = recorded.partition(|container| container.process.is_alive());
+    // A lock that stands as it was made stays: closing it again would cut the traffic of the pod's other containers.
+    // With nobody alive behind it, it is closed anew: the record may be of a dead namespace whose number this one got.
+    let made = before.as_ref().and_then(|member| member.lock).filter(|_| !containers.is_empty());
+    containers.retain(|container| container.id != *id);
     containers.push(ContainerRecord { id: id.clone(), process: *process });
     let mut member = MemberRecord {
         jail: jail.name.clone(),
@@ -141,16 +145,16 @@ fn hold(host: &mut Host, store: &LockedStore, candidate: &Candidate, id: &Contai
         state: MemberState::Entering,
         containers,
         interfaces,
-        lock: before.as_ref().and_then(|member| member.lock),
+        lock: made,
     };
 
-    // A lock that stands as it was made stays: closing it again would cut the traffic of the pod's other containers.
-    let made = member.lock;
-    let lock = netns.run(|| close_lock(made))?;
-    member.lock = Some(lock);
+    close_lock(&mut inside.nfnl, member.lock)?;
+    if let Some(before) = &before {
+        leave_what_is_no_longer_its(host, store, netns, before, &desired)?;
+        store.release(before, &dead, &[])?;
+    }
     // On record before the first element, so that a crash in between leaves something to sweep.
     store.put_member(&member, &desired.membership)?;
-    leave_what_is_no_longer_its(host, before.as_ref(), &desired)?;
     nftables::add_elements(&mut host.nfnl, &desired.guard)?;
     nftables::add_elements(&mut host.nfnl, &desired.membership)?;
     for elements in [&desired.guard, &desired.membership] {
@@ -160,7 +164,7 @@ fn hold(host: &mut Host, store: &LockedStore, candidate: &Candidate, id: &Contai
     }
     the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
 
-    netns.run(|| open_lock(lock, &desired.lock))?;
+    member.lock = Some(open_lock(&mut inside.nfnl, member.lock, &desired.lock)?);
     member.state = MemberState::Held;
     store.put_member(&member, &desired.membership)?;
     Ok(member.interfaces.into_iter().flat_map(|interface| interface.addresses).collect())
@@ -179,8 +183,21 @@ fn no_other_jail_holds_it(store: &Store, candidate: &Candidate) -> Result<()> {
     Ok(())
 }
 
+/// A container that starts again leaves the namespace of its last run behind. Its poststop may be late, or never come.
+fn its_last_run_is_over(host: &mut Kernel, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<()> {
+    let (jail, netns) = (&candidate.jail.name, candidate.netns.id);
+    let Some(last) = store.member_of(id)?.filter(|last| last.netns != netns || last.jail != *jail) else {
+        return Ok(());
+    };
+    // Another runtime's container may have the same id.
+    if last.containers.iter().any(|container| container.id == *id && container.process.is_alive()) {
+        return Ok(());
+    }
+    leave(host, store, last, id)
+}
+
 /// Asks the host about every veth's other end, and lets the model judge.
-fn confirm(host: &mut Host, candidate: &Candidate, bridge: Option<&Link>) -> Result<Vec<Confirmed>> {
+fn confirm(host: &mut Kernel, candidate: &Candidate, bridge: Option<&Link>) -> Result<Vec<Confirmed>> {
     let Candidate { jail, netns, facts, .. } = candidate;
     let Some(bridge) = bridge else {
         // Without a bridge the container cannot be on it: let the model name a better reason, if there is one.
@@ -225,37 +242,46 @@ fn no_link() -> Link {
     }
 }
 
-fn close_lock(made: Option<Fingerprint>) -> Result<Fingerprint, KernelError> {
-    let mut nfnl = Nfnl::open()?;
+/// Closes the lock, unless it stands as it was `made` for another container of this namespace.
+fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), KernelError> {
     match made {
-        Some(made) if nftables::lock_stands(&mut nfnl, made)? => Ok(made),
-        _ => nftables::close_lock(&mut nfnl),
+        Some(made) if nftables::fingerprint(inside, &TableId::lock())? == Some(made) => Ok(()),
+        _ => nftables::close_lock(inside),
     }
 }
 
-fn open_lock(made: Fingerprint, elements: &[Element]) -> Result<(), KernelError> {
-    let mut nfnl = Nfnl::open()?;
-    let request = "opening the lock in the container's network namespace";
-    nftables::add_elements(&mut nfnl, elements)?;
-    if let Some(missing) = nftables::first_missing(&mut nfnl, elements)? {
-        return Err(KernelError::answer(request, Mismatch::ElementMissing(missing.clone())));
+/// Lets the confirmed addresses emit, and reads the lock back: its elements and, when it was `made` before, the rest.
+fn open_lock(inside: &mut Nfnl, made: Option<Fingerprint>, elements: &[Element]) -> Result<Fingerprint> {
+    nftables::add_elements(inside, elements)?;
+    if let Some(missing) = nftables::first_missing(inside, elements)? {
+        bail!(Mismatch::ElementMissing(missing.clone()));
     }
-    match nftables::lock_stands(&mut nfnl, made)? {
-        true => Ok(()),
-        false => Err(KernelError::answer(request, "its table was changed by another program")),
+    match (nftables::fingerprint(inside, &TableId::lock())?, made) {
+        (Some(found), None) => Ok(found),
+        (Some(found), Some(made)) if found == made => Ok(found),
+        _ => bail!(Mismatch::Table("of the lock")),
     }
 }
 
 /// What a member had before and has no more: an address that was taken from it, a port that went.
-fn leave_what_is_no_longer_its(host: &mut Host, before: Option<&MemberRecord>, now: &desired::Member) -> Result<()> {
-    let Some(before) = before else { return Ok(()) };
-    let old = desired::member(&before.jail, &before.interfaces);
-    let gone: Vec<Element> = [old.guard, old.membership]
-        .concat()
-        .into_iter()
-        .filter(|element| !now.guard.contains(element) && !now.membership.contains(element))
-        .collect();
-    Ok(nftables::delete_elements(&mut host.nfnl, &gone)?)
+fn leave_what_is_no_longer_its(
+    host: &mut Kernel,
+    store: &LockedStore,
+    netns: &Netns,
+    before: &MemberRecord,
+    now: &desired::Member,
+) -> Result<()> {
+    let mut old = desired::member(&before.jail, &before.interfaces);
+    old.guard.retain(|element| !now.guard.contains(element));
+    old.membership.retain(|element| !now.membership.contains(element));
+    old.lock.retain(|element| !now.lock.contains(element));
+    // What another member claims by now is that one's.
+    let membership = store.still_claimed(before, &old.membership);
+    nftables::delete_elements(&mut host.nfnl, &[old.guard, membership].concat())?;
+    if !old.lock.is_empty() {
+        netns.run(|| nftables::delete_elements(&mut Nfnl::open()?, &old.lock))?;
+    }
+    Ok(store.release(before, &[], &old.membership)?)
 }
 
 /// Addresses that no packet is sent to: RFC 5737, RFC 3849. Where a host has one of them itself, the next one is asked.
@@ -264,7 +290,7 @@ const SOMEWHERE: [&str; 6] =
 
 /// Asks the FIB itself, with the member's source and the bridge as the interface it came in by.
 fn the_kernel_sends_it_by_the_exit(
-    host: &mut Host,
+    host: &mut Kernel,
     jail: &Jail,
     survey: &wall::Survey,
     interfaces: &[Confirmed],
@@ -300,7 +326,7 @@ fn is_held(store: &Store, candidate: &Candidate, id: &ContainerId) -> Result<boo
 }
 
 /// Removes what a failed start left of this container; the lock stays closed.
-fn take_back(host: &mut Host, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<()> {
+fn take_back(host: &mut Kernel, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<()> {
     let jail = &candidate.jail.name;
     match store.member(jail, candidate.netns.id)? {
         Some(member) => leave(host, store, member, id),
@@ -319,7 +345,7 @@ pub fn exit(id: &ContainerId) -> Result<()> {
     if still_runs(&member, id) {
         bail!("container {id} still runs, so this poststop is not its own; it stays in jail {}", member.jail);
     }
-    let mut host = Host::open()?;
+    let mut host = Kernel::open()?;
     leave(&mut host, &store, member, id)?;
     Ok(store.tidy()?)
 }
@@ -337,7 +363,7 @@ pub fn plan_to_exit(id: &ContainerId) -> Result<String> {
     let mut steps = vec![Change::DeleteElements([desired.guard, desired.membership].concat())];
     let raised_by_hook = store.wall(&member.jail)?.is_some_and(|wall| wall.raised_by == RaisedBy::Hook);
     if raised_by_hook && store.members(&member.jail)?.len() == 1 {
-        steps.extend(wall::plan_to_take_down(&mut Host::open()?, &store, &member.jail, None)?);
+        steps.extend(wall::plan_to_take_down(&mut Kernel::open()?, &store, &member.jail, None)?);
     }
     Ok(plan::lines(&steps, ""))
 }
@@ -358,7 +384,7 @@ fn still_runs(member: &MemberRecord, id: &ContainerId) -> bool {
 }
 
 /// Takes one container off a member, the member off its jail with its last container, the wall with its last member.
-fn leave(host: &mut Host, store: &LockedStore, mut member: MemberRecord, id: &ContainerId) -> Result<()> {
+fn leave(host: &mut Kernel, store: &LockedStore, mut member: MemberRecord, id: &ContainerId) -> Result<()> {
     let desired = desired::member(&member.jail, &member.interfaces);
     member.containers.retain(|container| container.id != *id);
     if !member.containers.is_empty() {
@@ -371,7 +397,7 @@ fn leave(host: &mut Host, store: &LockedStore, mut member: MemberRecord, id: &Co
 }
 
 /// Removes a member's elements and record. Elements that a later member claims are left to that one.
-fn remove(host: &mut Host, store: &LockedStore, member: &MemberRecord) -> Result<()> {
+fn remove(host: &mut Kernel, store: &LockedStore, member: &MemberRecord) -> Result<()> {
     let desired = desired::member(&member.jail, &member.interfaces);
     let mut elements = desired.guard;
     elements.extend(store.still_claimed(member, &desired.membership));
@@ -379,16 +405,29 @@ fn remove(host: &mut Host, store: &LockedStore, member: &MemberRecord) -> Result
     Ok(store.remove_member(member, &desired.membership)?)
 }
 
-fn wall_goes_with_its_last_member(host: &mut Host, store: &LockedStore, jail: &JailName) -> Result<()> {
+fn wall_goes_with_its_last_member(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<()> {
     let raised_by_hook = store.wall(jail)?.is_some_and(|wall| wall.raised_by == RaisedBy::Hook);
-    if raised_by_hook && !store.has_members(jail)? {
+    if raised_by_hook && nobody_is_left(host, store, jail)? {
         wall::take_down(host, store, jail, None)?;
     }
     Ok(())
 }
 
+/// Looks for one living member and removes the dead that stand before it: a member whose poststop never came must not
+/// keep the wall for ever.
+fn nobody_is_left(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<bool> {
+    for member in store.each_member(jail)? {
+        let member = member?;
+        if is_alive(host, &member)? {
+            return Ok(false);
+        }
+        remove(host, store, &member)?;
+    }
+    Ok(true)
+}
+
 /// Removes members whose bridge ports are gone and whose processes are dead: nobody told. Returns how many live.
-pub fn sweep(host: &mut Host, store: &LockedStore, jail: &JailName) -> Result<usize> {
+pub fn sweep(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<usize> {
     let mut living = 0;
     for member in store.members(jail)? {
         if is_alive(host, &member)? {
@@ -401,7 +440,7 @@ pub fn sweep(host: &mut Host, store: &LockedStore, jail: &JailName) -> Result<us
 }
 
 /// Whether anything of the member lives: a process of its containers, or a bridge port.
-pub fn is_alive(host: &mut Host, member: &MemberRecord) -> Result<bool> {
+pub fn is_alive(host: &mut Kernel, member: &MemberRecord) -> Result<bool> {
     if member.containers.iter().any(|container| container.process.is_alive()) {
         return Ok(true);
     }

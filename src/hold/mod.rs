@@ -11,19 +11,21 @@ pub mod wall;
 
 use anyhow::Result;
 
+use crate::kernel::KernelError;
 use crate::kernel::nfnetlink::Nfnl;
 use crate::kernel::nftables;
 use crate::kernel::rtnetlink::Rtnl;
 use crate::model::plan::Change;
 
-/// The host's kernel: one socket for each of its two tongues.
-pub struct Host {
+/// The kernel as one network namespace shows it, the host's or a member's: a socket for each of its two tongues.
+pub struct Kernel {
     pub rtnl: Rtnl,
     pub nfnl: Nfnl,
 }
 
-impl Host {
-    pub fn open() -> Result<Self> {
+impl Kernel {
+    /// For the namespace that the calling thread is in.
+    pub fn open() -> Result<Self, KernelError> {
         Ok(Self { rtnl: Rtnl::open()?, nfnl: Nfnl::open()? })
     }
 

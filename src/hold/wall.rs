@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::Host;
+use super::Kernel;
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -45,7 +45,7 @@ impl Survey {
 }
 
 /// Looks at everything that the wall depends on and everything that it is. Changes nothing.
-pub fn survey(host: &mut Host, store: &Store, jail: &Jail) -> Result<Survey> {
+pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
     let record = store.wall(&jail.name)?;
     let table = table_number(host, store, jail, record.as_ref())?;
     let bridge = find_bridge(host, jail, record.as_ref().and_then(|record| record.bridge.as_ref()))?;
@@ -74,10 +74,11 @@ pub fn survey(host: &mut Host, store: &Store, jail: &Jail) -> Result<Survey> {
 }
 
 /// The steps that would make the wall stand; none when it does.
-pub fn plan_to_raise(host: &mut Host, store: &Store, jail: &Jail, survey: &Survey) -> Result<Vec<Change>> {
+pub fn plan_to_raise(host: &mut Kernel, store: &Store, jail: &Jail, survey: &Survey) -> Result<Vec<Change>> {
     if survey.stands() {
         return Ok(Vec::new());
     }
+    conflict::with_bridge(jail, survey.surroundings.bridge.as_ref())?;
     conflict::with_host(jail, &host.rtnl.nets()?, survey.surroundings.bridge.as_ref())?;
     let script = match survey.tables_intact {
         true => None,
@@ -87,7 +88,7 @@ pub fn plan_to_raise(host: &mut Host, store: &Store, jail: &Jail, survey: &Surve
 }
 
 /// Makes the wall stand, verified, and recorded as raised by `by`. One that stands already is left as it is.
-pub fn ensure(host: &mut Host, store: &LockedStore, jail: &Jail, by: RaisedBy) -> Result<Survey> {
+pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy) -> Result<Survey> {
     let survey = survey(host, store, jail)?;
     let raised_by = match (&survey.record, by) {
         (Some(record), RaisedBy::Hook) => record.raised_by,
@@ -110,7 +111,7 @@ pub fn ensure(host: &mut Host, store: &LockedStore, jail: &Jail, by: RaisedBy) -
     })
 }
 
-fn raise(host: &mut Host, store: &LockedStore, jail: &Jail, survey: Survey, raised_by: RaisedBy) -> Result<Survey> {
+fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, raised_by: RaisedBy) -> Result<Survey> {
     let table = survey.desired.table;
     let steps = plan_to_raise(host, store, jail, &survey)?;
     // On record before the first step, so that a crash in between leaves something to take down.
@@ -142,7 +143,12 @@ fn raise(host: &mut Host, store: &LockedStore, jail: &Jail, survey: Survey, rais
 }
 
 /// What `take_down` would do.
-pub fn plan_to_take_down(host: &mut Host, store: &Store, name: &JailName, jail: Option<&Jail>) -> Result<Vec<Change>> {
+pub fn plan_to_take_down(
+    host: &mut Kernel,
+    store: &Store,
+    name: &JailName,
+    jail: Option<&Jail>,
+) -> Result<Vec<Change>> {
     let record = store.wall(name)?;
     let table = record
         .map(|record| record.table)
@@ -156,7 +162,7 @@ pub fn plan_to_take_down(host: &mut Host, store: &Store, name: &JailName, jail: 
 }
 
 /// Removes everything of the wall: every step is tried, and every failure told.
-pub fn take_down(host: &mut Host, store: &LockedStore, name: &JailName, jail: Option<&Jail>) -> Result<bool> {
+pub fn take_down(host: &mut Kernel, store: &LockedStore, name: &JailName, jail: Option<&Jail>) -> Result<bool> {
     let steps = plan_to_take_down(host, store, name, jail)?;
     let mut failures: Vec<String> = Vec::new();
     for step in &steps {
@@ -192,7 +198,7 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
     Ok(elements)
 }
 
-fn look(host: &mut Host, jail: &JailName, table: u32) -> Result<WallFacts> {
+fn look(host: &mut Kernel, jail: &JailName, table: u32) -> Result<WallFacts> {
     Ok(WallFacts {
         rules: host.rtnl.rules(table)?,
         routes: host.rtnl.routes(table)?,
@@ -200,14 +206,14 @@ fn look(host: &mut Host, jail: &JailName, table: u32) -> Result<WallFacts> {
     })
 }
 
-fn look_at_tables(host: &mut Host, jail: &JailName) -> Result<Tables> {
+fn look_at_tables(host: &mut Kernel, jail: &JailName) -> Result<Tables> {
     Ok(Tables {
         wall: nftables::fingerprint(&mut host.nfnl, &TableId::wall(jail))?,
         guard: nftables::fingerprint(&mut host.nfnl, &TableId::guard(jail))?,
     })
 }
 
-fn look_at_exits(host: &mut Host, jail: &Jail) -> Result<Vec<ExitFacts>> {
+fn look_at_exits(host: &mut Kernel, jail: &Jail) -> Result<Vec<ExitFacts>> {
     let mut exits = Vec::new();
     for name in &jail.exits {
         let Some(link) = host.rtnl.link_by_name(name)? else { continue };
@@ -222,7 +228,7 @@ fn look_at_exits(host: &mut Host, jail: &Jail) -> Result<Vec<ExitFacts>> {
 }
 
 /// The bridge that was named, or that was found before and is still one, or that has an address of the jail.
-fn find_bridge(host: &mut Host, jail: &Jail, recorded: Option<&IfName>) -> Result<Option<Link>> {
+fn find_bridge(host: &mut Kernel, jail: &Jail, recorded: Option<&IfName>) -> Result<Option<Link>> {
     if let Some(name) = &jail.bridge {
         let Some(link) = host.rtnl.link_by_name(name)? else { return Ok(None) };
         if !link.is_kind("bridge") {
@@ -253,7 +259,7 @@ fn find_bridge(host: &mut Host, jail: &Jail, recorded: Option<&IfName>) -> Resul
 }
 
 /// The number that the administrator chose, or that the wall has, or that its name file keeps, or a free one.
-fn table_number(host: &mut Host, store: &Store, jail: &Jail, record: Option<&WallRecord>) -> Result<u32> {
+fn table_number(host: &mut Kernel, store: &Store, jail: &Jail, record: Option<&WallRecord>) -> Result<u32> {
     if let (Some(record), Some(table)) = (record, jail.table)
         && record.table != table
     {

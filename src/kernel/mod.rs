@@ -1,11 +1,13 @@
 //! Adapters to the kernel. They carry out and they report; they decide nothing.
 //!
 //! - [`netns`]: a thread of its own inside another network namespace
+//! - [`netlink`]: the transport of both tongues
 //! - [`rtnetlink`]: links, addresses, rules, routes, and the FIB's own answer
-//! - [`nfnetlink`]: the transport of nf_tables: one batch, one transaction
+//! - [`nfnetlink`]: nf_tables' tongue: one batch, one transaction
 //! - [`nftables`]: fingerprints, set elements, the lock; and `nft` for the wall
 //! - [`process`]: whether a pid is still the process it was
 
+pub mod netlink;
 pub mod netns;
 pub mod nfnetlink;
 pub mod nftables;

@@ -1,13 +1,11 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use futures_util::StreamExt;
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
@@ -16,82 +14,41 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::AsyncSocket;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
 use super::KernelError;
+use super::netlink::Connection;
 use crate::model::facts::{Address, FibAnswer, HostNet, Link};
 use crate::model::names::IfName;
 use crate::model::objects::{Family, Mac, PROTOCOL, RULE_PRIORITY, Route, Rule, Selector, Target};
 
-/// How often a list is read again when the kernel says that it changed meanwhile (`NLM_F_DUMP_INTR`).
-const DUMP_TRIES: usize = 20;
-
-/// An rtnetlink connection.
+/// An rtnetlink connection to the namespace of the thread that opened it.
 pub struct Rtnl {
-    runtime: tokio::runtime::Runtime,
-    handle: rtnetlink::Handle,
+    connection: Connection,
+    /// Names of interfaces that routes led to: each is asked for once.
+    names: HashMap<u32, String>,
 }
 
 impl Rtnl {
-    /// Opens a connection to the calling thread's network namespace. Strict: the kernel filters lists itself and
-    /// refuses what it does not know, instead of answering something else (`NETLINK_GET_STRICT_CHK`).
+    /// Strict: the kernel filters lists itself and refuses what it does not know (`NETLINK_GET_STRICT_CHK`).
     pub fn open() -> Result<Self, KernelError> {
         let failed = |error| KernelError::io("opening an rtnetlink socket", error);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
-        let handle = {
-            let _inside = runtime.enter();
-            let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check().map_err(failed)?;
-            connection.set_forward_done(true);
-            let socket = connection.socket_mut().socket_mut();
-            socket.set_ext_ack(true).map_err(failed)?;
-            socket.set_cap_ack(true).map_err(failed)?;
-            runtime.spawn(connection);
-            handle
-        };
-        Ok(Self { runtime, handle })
+        let connection = Connection::open(NETLINK_ROUTE).map_err(failed)?;
+        connection.be_strict().map_err(failed)?;
+        Ok(Self { connection, names: HashMap::new() })
     }
 
-    /// Sends one message and gathers what comes back. `None`: an interrupted list.
-    fn exchange(
-        &mut self,
-        request: &str,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, KernelError> {
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = NLM_F_REQUEST | flags;
-        let mut answers =
-            self.handle.request(message).map_err(|error| KernelError::io(request, std::io::Error::other(error)))?;
-        self.runtime.block_on(async {
-            let mut gathered = Vec::new();
-            let mut interrupted = false;
-            while let Some(answer) = answers.next().await {
-                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => gathered.push(message),
-                    NetlinkPayload::Error(error) if error.code.is_some() => {
-                        return Err(KernelError::nack(request, &error));
-                    }
-                    NetlinkPayload::Overrun(_) => return Err(KernelError::answer(request, "overrun")),
-                    _ => {}
-                }
-            }
-            Ok((!interrupted).then_some(gathered))
-        })
+    fn ask(&mut self, request: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        self.connection.ask(request, message, 0)
     }
 
     fn list(&mut self, request: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        for _ in 0..DUMP_TRIES {
-            if let Some(whole) = self.exchange(request, message.clone(), NLM_F_DUMP)? {
-                return Ok(whole);
-            }
-        }
-        Err(KernelError::Restless { request: request.to_owned() })
+        self.connection.list(request, &message)
     }
 
     fn change(&mut self, request: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), KernelError> {
-        self.exchange(request, message, NLM_F_ACK | flags).map(drop)
+        self.connection.ask::<_, RouteNetlinkMessage>(request, message, flags).map(drop)
     }
 
     /// Every interface of this namespace.
@@ -113,11 +70,22 @@ impl Rtnl {
     }
 
     fn link(&mut self, request: &str, message: LinkMessage) -> Result<Option<Link>, KernelError> {
-        match self.exchange(request, RouteNetlinkMessage::GetLink(message), 0) {
-            Ok(answers) => Ok(answers.into_iter().flatten().find_map(link_in)),
+        match self.ask(request, RouteNetlinkMessage::GetLink(message)) {
+            Ok(answers) => Ok(answers.into_iter().find_map(link_in)),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn name_of(&mut self, index: u32) -> Result<Option<String>, KernelError> {
+        if let Some(name) = self.names.get(&index) {
+            return Ok(Some(name.clone()));
+        }
+        let name = self.link_by_index(index)?.map(|link| link.name);
+        if let Some(name) = &name {
+            self.names.insert(index, name.clone());
+        }
+        Ok(name)
     }
 
     /// Every address of this namespace, or of one interface.
@@ -137,8 +105,8 @@ impl Rtnl {
         let mut message = NsidMessage::default();
         let fd = netns.as_fd().as_raw_fd();
         message.attributes.push(NsidAttribute::Fd(fd.try_into().map_err(|_| KernelError::answer(request, "bad fd"))?));
-        let answers = self.exchange(request, RouteNetlinkMessage::GetNsId(message), 0)?;
-        Ok(answers.into_iter().flatten().find_map(|answer| match answer {
+        let answers = self.ask(request, RouteNetlinkMessage::GetNsId(message))?;
+        Ok(answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewNsId(message) => message.attributes.iter().find_map(|attribute| match attribute {
                 NsidAttribute::Id(id) if *id >= 0 => Some(*id),
                 _ => None,
@@ -224,7 +192,7 @@ impl Rtnl {
             }
         }
         let name = match oif {
-            Some(index) => self.link_by_index(index)?.map(|link| link.name),
+            Some(index) => self.name_of(index)?,
             None => None,
         };
         let target = match (message.header.kind, name.as_deref().map(str::parse)) {
@@ -305,8 +273,8 @@ impl Rtnl {
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         message.attributes.push(RouteAttribute::Source(source.into()));
         message.attributes.push(RouteAttribute::Iif(iif));
-        match self.exchange(&request, RouteNetlinkMessage::GetRoute(message), 0) {
-            Ok(answers) => match answers.into_iter().flatten().next() {
+        match self.ask(&request, RouteNetlinkMessage::GetRoute(message)) {
+            Ok(answers) => match answers.into_iter().next() {
                 Some(RouteNetlinkMessage::NewRoute(message)) => fib_answer(&request, &message),
                 _ => Err(KernelError::answer(request, "no route in it")),
             },

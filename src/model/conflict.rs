@@ -1,4 +1,4 @@
-//! Whether a jail's subnets are free on this host.
+//! Whether what a jail says fits this host: its subnets are free, its exit leads out.
 
 use ipnet::IpNet;
 
@@ -17,6 +17,25 @@ pub struct Conflict {
     net: IpNet,
     interface: String,
     hint: String,
+}
+
+/// An exit that turned out to be the bridge which was found for the jail.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "jail {jail}: exit {exit} is the bridge of the jail's own containers; name the interface that leads out of the host, such as tun0"
+)]
+pub struct ExitIsBridge {
+    jail: JailName,
+    exit: IfName,
+}
+
+/// A default route into the bridge would send what should leave to whoever on it answers ARP for it. A bridge that was
+/// named is compared by the configuration already.
+pub fn with_bridge(jail: &Jail, bridge: Option<&IfName>) -> Result<(), ExitIsBridge> {
+    match jail.exits.iter().find(|exit| bridge == Some(exit)) {
+        Some(exit) => Err(ExitIsBridge { jail: jail.name.clone(), exit: exit.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Holding a net that the host lives in would cut off the host itself.

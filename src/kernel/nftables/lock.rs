@@ -10,8 +10,6 @@ use netlink_packet_netfilter::nftables::{
 
 use super::super::KernelError;
 use super::super::nfnetlink::{Nfnl, Request};
-use super::fingerprint;
-use crate::model::facts::Fingerprint;
 use crate::model::objects::{Set, TableFamily, TableId};
 
 const CHAIN: &str = "out";
@@ -34,16 +32,8 @@ const TRANSPORT_HEADER: u32 = 2;
 type Expression = ListAttribute<netlink_packet_netfilter::nftables::ExpressionAttribute>;
 
 /// Closes the lock in the namespace of `nfnl`: replaces the whole table by one with empty sets, in one transaction.
-/// Returns what it then is.
-pub fn close(nfnl: &mut Nfnl) -> Result<Fingerprint, KernelError> {
-    nfnl.commit("closing the lock in the container's network namespace", closed())?;
-    fingerprint(nfnl, &TableId::lock())?
-        .ok_or_else(|| KernelError::answer("closing the lock", "its table is missing right after it was made"))
-}
-
-/// Whether the lock stands as it was made, whatever its sets hold.
-pub fn stands(nfnl: &mut Nfnl, made: Fingerprint) -> Result<bool, KernelError> {
-    Ok(fingerprint(nfnl, &TableId::lock())? == Some(made))
+pub fn close(nfnl: &mut Nfnl) -> Result<(), KernelError> {
+    nfnl.commit("closing the lock in the container's network namespace", closed())
 }
 
 fn closed() -> Vec<Request> {

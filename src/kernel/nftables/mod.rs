@@ -18,7 +18,7 @@ use netlink_packet_netfilter::nftables::{
 use nix::libc;
 
 pub use self::counters::{Counter, counters, elements};
-pub use self::lock::{close as close_lock, stands as lock_stands};
+pub use self::lock::close as close_lock;
 pub use self::nft::{check, find as find_nft, load};
 use super::KernelError;
 use super::nfnetlink::{Answer, Nfnl, Request};
@@ -32,7 +32,7 @@ pub fn fingerprint(nfnl: &mut Nfnl, table: &TableId) -> Result<Option<Fingerprin
     let mut digest = Digest::default();
     let chains = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let mut there = false;
-    for chain in nfnl.list(&request, table.family, &chains)? {
+    for chain in nfnl.list(&request, table.family, chains)? {
         // The kernel lists the chains of every table of a family.
         if string_in(chain.attributes(), NFTA_CHAIN_TABLE) == Some(table.name.as_bytes()) {
             there = true;
@@ -45,11 +45,11 @@ pub fn fingerprint(nfnl: &mut Nfnl, table: &TableId) -> Result<Option<Fingerprin
         return Ok(None);
     }
     let rules = NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.name.clone())] });
-    for rule in nfnl.list(&request, table.family, &rules)? {
+    for rule in nfnl.list(&request, table.family, rules)? {
         digest.message(rule.attributes(), |kind| !matches!(kind, NFTA_RULE_HANDLE | NFTA_RULE_POSITION));
     }
     let sets = NfTablesMessage::GetSet(SetMessage { attributes: vec![SetAttribute::Table(table.name.clone())] });
-    for set in nfnl.list(&request, table.family, &sets)? {
+    for set in nfnl.list(&request, table.family, sets)? {
         // Handle, size, element count, back end: how the kernel stores it, not what it means.
         digest.message(set.attributes(), |kind| {
             matches!(

@@ -1,6 +1,6 @@
 //! The `nft` program, for the wall: text in, one transaction, its own words when it refuses.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -43,7 +43,11 @@ fn run(arguments: &[&str], script: &str) -> Result<(), KernelError> {
         .map_err(failed)?;
     // nft reads the whole script before it writes anything, so neither side waits for the other.
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes()).map_err(failed)?;
+        match stdin.write_all(script.as_bytes()) {
+            // It ended without reading: its own words say why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            result => result.map_err(failed)?,
+        }
     }
     let output = child.wait_with_output().map_err(failed)?;
     if output.status.success() {
