@@ -30,8 +30,8 @@ use crate::model::objects::{Element, Part};
 const ROOT: &str = "/run/tunjail";
 /// Raised when a record's meaning changes.
 const VERSION: u32 = 1;
-/// How long to wait for another tunjail: beyond it something hangs, and an engine would kill the hook anyway.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long to wait for another tunjail: less than the 10 s that the hooks are given, so that the reason can be told.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -250,12 +250,13 @@ impl LockedStore {
     /// Writes the member, its containers' links and its claims. A claim of another member goes over to this one: of
     /// two that say they have one address, the living one is right.
     pub fn put_member(&self, member: &MemberRecord, membership: &[Element]) -> Result<(), StoreError> {
-        let path = self.member_path(&member.jail, member.netns);
-        for directory in [self.members_dir(&member.jail), self.jail_dir(&member.jail).join("claims")] {
-            make_dir(&directory)?;
+        let directories =
+            [self.members_dir(&member.jail), self.jail_dir(&member.jail).join("claims"), self.root.join("containers")];
+        // The first member makes them; for every other one they are there.
+        if !directories.iter().all(|directory| directory.is_dir()) {
+            directories.iter().try_for_each(|directory| make_dir(directory))?;
         }
-        make_dir(&self.root.join("containers"))?;
-        write(&path, member)?;
+        self.update_member(member)?;
         let target = link_target(member);
         for container in &member.containers {
             link(&target, &self.container_path(&container.id))?;
@@ -264,6 +265,11 @@ impl LockedStore {
             link(&member.netns.ino.to_string(), &self.claim_path(&member.jail, &claim(element)))?;
         }
         Ok(())
+    }
+
+    /// Writes the member alone: its links and claims are there already.
+    pub fn update_member(&self, member: &MemberRecord) -> Result<(), StoreError> {
+        write(&self.member_path(&member.jail, member.netns), member)
     }
 
     /// The elements among `membership` that are this member's and no later one's.
@@ -276,10 +282,6 @@ impl LockedStore {
             })
             .cloned()
             .collect()
-    }
-
-    pub fn remove_container_link(&self, id: &ContainerId) -> Result<(), StoreError> {
-        remove(&self.container_path(id))
     }
 
     /// Removes the member with its links and those claims that are still its own.

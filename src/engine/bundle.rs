@@ -13,7 +13,7 @@ use crate::model::names::JailName;
 
 /// Seconds that a runtime waits for a hook before it kills it and refuses the container. More than the hook itself
 /// waits for anything.
-const TIMEOUT: u32 = 30;
+const TIMEOUT: u32 = 10;
 
 /// Appends the hooks to BUNDLE/config.json, once, however often it is called. Appended, not prepended: dockerd before
 /// 28 sets the network up in a hook of its own that has to come first.

@@ -155,18 +155,16 @@ fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &
     }
     // On record before the first element, so that a crash in between leaves something to sweep.
     store.put_member(&member, &desired.membership)?;
-    nftables::add_elements(&mut host.nfnl, &desired.guard)?;
-    nftables::add_elements(&mut host.nfnl, &desired.membership)?;
-    for elements in [&desired.guard, &desired.membership] {
-        if let Some(missing) = nftables::first_missing(&mut host.nfnl, elements)? {
-            bail!(Mismatch::ElementMissing(missing.clone()));
-        }
+    let on_the_host = [desired.guard, desired.membership].concat();
+    nftables::add_elements(&mut host.nfnl, &on_the_host)?;
+    if let Some(missing) = nftables::first_missing(&mut host.nfnl, &on_the_host)? {
+        bail!(Mismatch::ElementMissing(missing.clone()));
     }
     the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
 
     member.lock = Some(open_lock(&mut inside.nfnl, member.lock, &desired.lock)?);
     member.state = MemberState::Held;
-    store.put_member(&member, &desired.membership)?;
+    store.update_member(&member)?;
     Ok(member.interfaces.into_iter().flat_map(|interface| interface.addresses).collect())
 }
 
@@ -385,14 +383,14 @@ fn still_runs(member: &MemberRecord, id: &ContainerId) -> bool {
 
 /// Takes one container off a member, the member off its jail with its last container, the wall with its last member.
 fn leave(host: &mut Kernel, store: &LockedStore, mut member: MemberRecord, id: &ContainerId) -> Result<()> {
-    let desired = desired::member(&member.jail, &member.interfaces);
-    member.containers.retain(|container| container.id != *id);
-    if !member.containers.is_empty() {
-        store.remove_container_link(id)?;
+    let (gone, rest): (Vec<_>, Vec<_>) = member.containers.iter().cloned().partition(|container| container.id == *id);
+    if !rest.is_empty() {
+        store.release(&member, &gone, &[])?;
+        member.containers = rest;
+        let desired = desired::member(&member.jail, &member.interfaces);
         return Ok(store.put_member(&member, &desired.membership)?);
     }
     remove(host, store, &member)?;
-    store.remove_container_link(id)?;
     wall_goes_with_its_last_member(host, store, &member.jail)
 }
 

@@ -1,6 +1,7 @@
 //! Whether a pid is still the process it was, and whether it still lives.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,10 @@ pub struct Process {
 impl Process {
     /// The process that has `pid` now, if any; a zombie counts as none.
     pub fn living(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // One read of the whole: the kernel makes the line anew at each, and a file of /proc tells no size beforehand.
+        let mut buffer = [0; 1024];
+        let length = File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut buffer)).ok()?;
+        let stat = String::from_utf8_lossy(buffer.get(..length)?);
         // The name in field 2 may hold spaces and brackets; the last bracket ends it.
         let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
         if matches!(fields.next()?, "Z" | "X") {

@@ -26,7 +26,7 @@ use crate::model::objects::{Family, Mac, PROTOCOL, RULE_PRIORITY, Route, Rule, S
 /// An rtnetlink connection to the namespace of the thread that opened it.
 pub struct Rtnl {
     connection: Connection,
-    /// Names of interfaces that routes led to: each is asked for once.
+    /// Names of interfaces that were looked up: for a route, each is asked for once.
     names: HashMap<u32, String>,
 }
 
@@ -71,7 +71,13 @@ impl Rtnl {
 
     fn link(&mut self, request: &str, message: LinkMessage) -> Result<Option<Link>, KernelError> {
         match self.ask(request, RouteNetlinkMessage::GetLink(message)) {
-            Ok(answers) => Ok(answers.into_iter().find_map(link_in)),
+            Ok(answers) => {
+                let link = answers.into_iter().find_map(link_in);
+                if let Some(link) = &link {
+                    self.names.insert(link.index, link.name.clone());
+                }
+                Ok(link)
+            }
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
@@ -81,11 +87,7 @@ impl Rtnl {
         if let Some(name) = self.names.get(&index) {
             return Ok(Some(name.clone()));
         }
-        let name = self.link_by_index(index)?.map(|link| link.name);
-        if let Some(name) = &name {
-            self.names.insert(index, name.clone());
-        }
-        Ok(name)
+        Ok(self.link_by_index(index)?.map(|link| link.name))
     }
 
     /// Every address of this namespace, or of one interface.
@@ -191,7 +193,8 @@ impl Rtnl {
                 _ => {}
             }
         }
-        let name = match oif {
+        // The kernel says "dev lo" with an IPv6 route that leads nowhere.
+        let name = match oif.filter(|_| foreign || message.header.kind == RouteType::Unicast) {
             Some(index) => self.name_of(index)?,
             None => None,
         };

@@ -55,5 +55,8 @@ fn run(arguments: &[&str], script: &str) -> Result<(), KernelError> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(KernelError::Nft(format!("{} ({})", said.join(" | "), output.status)))
+    Err(KernelError::Nft(match said.is_empty() {
+        true => format!("it said nothing ({})", output.status),
+        false => format!("{} ({})", said.join(" | "), output.status),
+    }))
 }
