@@ -24,7 +24,7 @@ BINDIR   := $(DESTDIR)$(PREFIX)/bin
 SHAREDIR := $(DESTDIR)$(PREFIX)/share/tunjail
 DOCDIR   := $(DESTDIR)$(PREFIX)/share/doc/tunjail
 HOOKS    := $(wildcard hooks/*)
-DOCS     := README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE
+DOCS     := README.md CHANGELOG.md SECURITY.md CONTRIBUTING.md LICENSE-MIT LICENSE-APACHE
 
 .PHONY: build demo test check bench install uninstall clean help \
         deps deps-demo deps-bench cargo-nextest cargo-deny root
@@ -63,6 +63,10 @@ install: ## into $(DESTDIR)$(PREFIX)
 	@for file in $(HOOKS); do \
 	    sed 's#/usr/local/#$(PREFIX)/#g' "$$file" >"$(SHAREDIR)/$$file"; chmod 0644 "$(SHAREDIR)/$$file"; done
 	install -m 0644 $(wildcard $(DOCS)) '$(DOCDIR)'
+	install -d '$(DOCDIR)/docs/decisions' '$(DOCDIR)/examples'
+	install -m 0644 docs/*.md '$(DOCDIR)/docs'
+	install -m 0644 docs/decisions/*.md '$(DOCDIR)/docs/decisions'
+	install -m 0644 examples/*.toml '$(DOCDIR)/examples'
 
 uninstall: ## what install put there; configuration stays
 	rm -f '$(BINDIR)/tunjail' '$(BINDIR)/tunjail-runtime'
