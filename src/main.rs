@@ -9,7 +9,11 @@ use tunjail::cli::Cli;
 use tunjail::commands;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(command_line());
+    let line = command_line();
+    let cli = match Cli::try_parse_from(&line) {
+        Ok(cli) => cli,
+        Err(error) => return commands::misspoken(&line, &error),
+    };
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -215,7 +215,12 @@ impl Store {
             let lock = match OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path) {
                 // Another one tidied the directory away in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                lock => lock.map_err(at(&path))?,
+                Ok(lock) => lock,
+                Err(error) => {
+                    // Nothing was written, so the directory that may have been made for it goes too.
+                    let _ = remove_dir_if_empty(&self.root);
+                    return Err(at(&path)(error));
+                }
             };
             loop {
                 match lock.try_lock() {

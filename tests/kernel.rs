@@ -84,14 +84,16 @@ fn a_fingerprint_changes_with_meaning_and_with_nothing_else() {
     nftables::add_elements(&mut nfnl, &[out4("172.18.0.2")]).unwrap();
     run("nft", "add table inet other");
     run("nft", "add chain inet other out { type filter hook output priority 0; }");
-    assert!(same(&mut nfnl), "members and other tables are not its meaning");
+    run("nft", "add set inet tunjail idle { type ipv4_addr; }");
+    assert!(same(&mut nfnl), "members, idle sets and other tables are not its meaning");
+    let in_use = Command::new("nft").args(["delete", "set", "inet", "tunjail", "out4"]).output().unwrap();
+    assert!(!in_use.status.success(), "a set that a rule names cannot go");
 
     let changes = [
         "add rule inet tunjail out accept",
         "insert rule inet tunjail out ip daddr 192.0.2.1 accept",
         "add chain inet tunjail other",
         "add chain inet tunjail out { policy accept; }",
-        "add set inet tunjail other { type ipv4_addr; }",
         "flush chain inet tunjail out",
         "delete table inet tunjail",
     ];

@@ -98,7 +98,10 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
         None => findings.add(
             Verdict::Warning,
             &what,
-            "no bridge has an address in its subnets yet; create the containers' network, or name it with \"bridge = \"",
+            match &survey.surroundings.bridge {
+                Some(name) => format!("its bridge {name} does not exist now; the engine makes it with the network or its first container"),
+                None => "no bridge has an address in its subnets yet; create the containers' network, or name it with \"bridge = \"".to_owned(),
+            },
         ),
     }
     if let Some(nets) = findings.take(&what, host.rtnl.nets().map_err(Into::into)) {
@@ -110,13 +113,18 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
     {
         findings.add(Verdict::Ok, &what, "the kernel and nft take its ruleset");
     }
-    match (&survey.record, survey.stands()) {
-        (None, _) => findings.add(Verdict::Ok, &what, "its wall is down; `tunjail up` or its first container raises it"),
-        (Some(_), true) => findings.add(Verdict::Ok, &what, "its wall stands as it was written"),
-        (Some(_), false) => findings.add(
+    match &survey.record {
+        None => findings.add(Verdict::Ok, &what, "its wall is down; `tunjail up` or its first container raises it"),
+        Some(_) if survey.stands() => findings.add(Verdict::Ok, &what, "its wall stands as it was written"),
+        Some(_) if survey.is_behind() => findings.add(
+            Verdict::Warning,
+            &what,
+            "its wall stands, but an exit or the bridge came since and has no route yet; `tunjail up` or the next container brings it up to date",
+        ),
+        Some(_) => findings.add(
             Verdict::Error,
             &what,
-            "its wall is not what was written: another program changed it, or its exit or bridge changed; `tunjail up` mends it",
+            "its wall is not what was written: another program changed it; `tunjail up` mends it",
         ),
     }
 }

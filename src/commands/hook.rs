@@ -1,5 +1,6 @@
 //! `tunjail hook create-runtime|poststop`: what OCI runtimes call.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,6 +31,22 @@ pub fn run(config: Option<&Path>, hook: Hook) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// The hook's own command line, which stands in an engine's configuration, was not understood.
+pub fn misspoken(stage: &OsStr, error: &clap::Error) -> ExitCode {
+    let said = error.to_string();
+    let first = said.lines().next().unwrap_or_default();
+    let line = format!(
+        "{}; correct the arguments of this hook where its engine is told of it (`tunjail hook --help`)",
+        first.strip_prefix("error: ").unwrap_or(first)
+    );
+    eprintln!("tunjail: {line}");
+    if stage == "poststop" {
+        return ExitCode::SUCCESS;
+    }
+    engine::tell_the_user(&line);
+    ExitCode::FAILURE
 }
 
 fn create_runtime(config: Option<&Path>, args: &HookArgs) -> Result<()> {

@@ -8,6 +8,8 @@ mod runtime;
 mod status;
 mod up;
 
+use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
@@ -19,6 +21,20 @@ use crate::model::policy::Jail;
 
 /// Does what was said.
 pub fn run(cli: Cli) -> Result<ExitCode> {
+    match dispatch(cli) {
+        // Whoever reads the output has read enough (`tunjail status | head`).
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        result => result,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        || error.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind)
+            == Some(io::ErrorKind::BrokenPipe)
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
     let config = cli.config.as_deref();
     match cli.command {
         Command::Hook(hook) => hook::run(config, hook),
@@ -28,6 +44,15 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),
         Command::Runtime(args) => runtime::run(args),
+    }
+}
+
+/// A command line that was not understood. One that an engine's configuration holds is told as every error of a hook.
+pub fn misspoken(line: &[OsString], error: &clap::Error) -> ExitCode {
+    let stage = line.iter().skip_while(|word| *word != "hook").nth(1);
+    match stage.filter(|_| error.use_stderr()) {
+        Some(stage) if stage == "create-runtime" || stage == "poststop" => hook::misspoken(stage, error),
+        _ => error.exit(),
     }
 }
 

@@ -29,7 +29,8 @@ struct Report {
 #[derive(Serialize)]
 struct JailReport {
     jail: JailName,
-    /// "up", "damaged" (something of it was changed or removed) or "down".
+    /// "up", "behind" (an exit or the bridge came and has no route yet), "damaged" (something was changed or removed by
+    /// others) or "down".
     wall: &'static str,
     raised_by: Option<RaisedBy>,
     table: Option<u32>,
@@ -124,10 +125,11 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailRepo
         })
         .collect();
     Ok(JailReport {
-        wall: match (&survey.record, survey.stands()) {
-            (None, _) => "down",
-            (Some(_), true) => "up",
-            (Some(_), false) => "damaged",
+        wall: match &survey.record {
+            None => "down",
+            Some(_) if survey.stands() => "up",
+            Some(_) if survey.is_behind() => "behind",
+            Some(_) => "damaged",
         },
         raised_by: survey.record.as_ref().map(|record| record.raised_by),
         table: survey.record.as_ref().map(|record| record.table),

@@ -150,7 +150,7 @@ fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &
 
     close_lock(&mut inside.nfnl, member.lock)?;
     if let Some(before) = &before {
-        leave_what_is_no_longer_its(host, store, netns, before, &desired)?;
+        leave_what_is_no_longer_its(host, &mut inside.nfnl, store, before, &desired)?;
         store.release(before, &dead, &[])?;
     }
     // On record before the first element, so that a crash in between leaves something to sweep.
@@ -162,9 +162,19 @@ fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &
     }
     the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
 
-    member.lock = Some(open_lock(&mut inside.nfnl, member.lock, &desired.lock)?);
-    member.state = MemberState::Held;
-    store.update_member(&member)?;
+    let opened = open_lock(&mut inside.nfnl, made, &desired.lock).and_then(|lock| {
+        member.lock = Some(lock);
+        member.state = MemberState::Held;
+        Ok(store.update_member(&member)?)
+    });
+    if let Err(error) = opened {
+        // Not surely, so not at all; unless siblings live behind it, for whom it was open before.
+        if made.is_none() {
+            nftables::close_lock(&mut inside.nfnl)
+                .with_context(|| format!("{error:#}; and the lock could not be closed again"))?;
+        }
+        return Err(error);
+    }
     Ok(member.interfaces.into_iter().flat_map(|interface| interface.addresses).collect())
 }
 
@@ -198,9 +208,8 @@ fn its_last_run_is_over(host: &mut Kernel, store: &LockedStore, candidate: &Cand
 fn confirm(host: &mut Kernel, candidate: &Candidate, bridge: Option<&Link>) -> Result<Vec<Confirmed>> {
     let Candidate { jail, netns, facts, .. } = candidate;
     let Some(bridge) = bridge else {
-        // Without a bridge the container cannot be on it: let the model name a better reason, if there is one.
-        let nowhere = Link { index: 0, name: "-".to_owned(), ..no_link() };
-        admit::admit(jail, facts, &HashMap::new(), &nowhere)?;
+        // Without a bridge the container cannot be on it; its addresses may say better why.
+        admit::admit_addresses(jail, facts)?;
         bail!(
             "jail {}: no bridge of this host has an address in {}; create the containers' network first, or set \"bridge = \" in [jail.{}]",
             jail.name,
@@ -223,21 +232,6 @@ fn confirm(host: &mut Kernel, candidate: &Candidate, bridge: Option<&Link>) -> R
         }
     }
     Ok(admit::admit(jail, facts, &ports, bridge)?)
-}
-
-fn no_link() -> Link {
-    Link {
-        index: 0,
-        name: String::new(),
-        kind: None,
-        mac: None,
-        up: false,
-        loopback: false,
-        tunnel: false,
-        peer: None,
-        peer_netns: None,
-        master: None,
-    }
 }
 
 /// Closes the lock, unless it stands as it was `made` for another container of this namespace.
@@ -264,8 +258,8 @@ fn open_lock(inside: &mut Nfnl, made: Option<Fingerprint>, elements: &[Element])
 /// What a member had before and has no more: an address that was taken from it, a port that went.
 fn leave_what_is_no_longer_its(
     host: &mut Kernel,
+    inside: &mut Nfnl,
     store: &LockedStore,
-    netns: &Netns,
     before: &MemberRecord,
     now: &desired::Member,
 ) -> Result<()> {
@@ -276,9 +270,7 @@ fn leave_what_is_no_longer_its(
     // What another member claims by now is that one's.
     let membership = store.still_claimed(before, &old.membership);
     nftables::delete_elements(&mut host.nfnl, &[old.guard, membership].concat())?;
-    if !old.lock.is_empty() {
-        netns.run(|| nftables::delete_elements(&mut Nfnl::open()?, &old.lock))?;
-    }
+    nftables::delete_elements(inside, &old.lock)?;
     Ok(store.release(before, &[], &old.membership)?)
 }
 

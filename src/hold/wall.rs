@@ -38,6 +38,14 @@ impl Survey {
                 .is_some_and(|record| verify::wall(&self.observed, &self.desired, record.loaded).is_ok())
     }
 
+    /// Nothing was taken from it by others, but its surroundings changed since it was written: an exit or the bridge
+    /// came, and has no route yet. Nothing leaks; something does not pass.
+    pub fn is_behind(&self) -> bool {
+        self.tables_intact
+            && self.observed.rules == self.desired.rules
+            && self.observed.routes.iter().all(|route| self.desired.routes.contains(route))
+    }
+
     /// Interface indexes that a packet of the jail may leave by.
     pub fn exits(&self) -> Vec<u32> {
         self.surroundings.exits.iter().map(|exit| exit.link.index).collect()
@@ -54,13 +62,14 @@ pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
         bridge: match (&jail.bridge, &bridge) {
             (Some(named), _) => Some(named.clone()),
             (None, Some(link)) => Some(link.name.parse()?),
-            (None, None) => None,
+            // Podman removes a bridge with its last container and makes it anew: the wall goes on waiting by name.
+            (None, None) => record.as_ref().and_then(|record| record.bridge.clone()),
         },
     };
     let observed = look(host, &jail.name, table)?;
     let mut desired = desired::wall(jail, table, &surroundings);
     if bridge.is_none() {
-        // A bridge that was named but is not there yet: rules wait for it by name, routes cannot.
+        // A bridge that is known by name but not there: rules wait for it by name, routes cannot.
         let named = Surroundings { bridge: None, ..surroundings.clone() };
         desired.routes = desired::wall(jail, table, &named).routes;
     }
@@ -124,6 +133,11 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
         loaded: survey.observed.tables,
     };
     store.put_wall(&record)?;
+    // Before the first step too: a wall that stands is not touched again, so a name that a crash prevented would stay out.
+    if let Err(error) = rt_tables::name(&jail.name, table) {
+        // A name is a convenience; the wall stands without it.
+        eprintln!("tunjail: warning: routing table {table} has no name: /etc/iproute2/rt_tables.d: {error}");
+    }
     for step in &steps {
         host.apply(step)?;
     }
@@ -135,10 +149,6 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
     verify::wall(&observed, &survey.desired, record.loaded)
         .with_context(|| format!("the wall of jail {} does not hold what was written", jail.name))?;
     store.put_wall(&record)?;
-    if let Err(error) = rt_tables::name(&jail.name, table) {
-        // A name is a convenience; the wall stands without it.
-        eprintln!("tunjail: warning: routing table {table} has no name: /etc/iproute2/rt_tables.d: {error}");
-    }
     Ok(Survey { record: Some(record), observed, tables_intact: true, ..survey })
 }
 

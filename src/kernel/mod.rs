@@ -1,6 +1,6 @@
 //! Adapters to the kernel. They carry out and they report; they decide nothing.
 //!
-//! - [`netns`]: a thread of its own inside another network namespace
+//! - [`netns`]: sockets in another network namespace
 //! - [`netlink`]: the transport of both tongues
 //! - [`rtnetlink`]: links, addresses, rules, routes, and the FIB's own answer
 //! - [`nfnetlink`]: nf_tables' tongue: one batch, one transaction

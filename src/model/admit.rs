@@ -83,10 +83,7 @@ pub fn admit(
     ports: &HashMap<u32, Link>,
     bridge: &Link,
 ) -> Result<Vec<Confirmed>, Refusal> {
-    foreign_addresses_are_refused(jail, netns)?;
-    if netns.routable().next().is_none() {
-        return Err(Refusal::NoAddress { subnets: list(&jail.subnets) });
-    }
+    admit_addresses(jail, netns)?;
     let mut confirmed = Vec::new();
     for link in netns.links.iter().filter(|link| !link.loopback) {
         if is_idle_fallback_tunnel(link, netns) {
@@ -95,6 +92,15 @@ pub fn admit(
         confirmed.push(confirm(jail, netns, link, ports, bridge)?);
     }
     Ok(confirmed)
+}
+
+/// Checks the addresses alone: what can be judged without knowing the jail's bridge.
+pub fn admit_addresses(jail: &Jail, netns: &NetnsFacts) -> Result<(), Refusal> {
+    foreign_addresses_are_refused(jail, netns)?;
+    match netns.routable().next() {
+        Some(_) => Ok(()),
+        None => Err(Refusal::NoAddress { subnets: list(&jail.subnets) }),
+    }
 }
 
 fn foreign_addresses_are_refused(jail: &Jail, netns: &NetnsFacts) -> Result<(), Refusal> {

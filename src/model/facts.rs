@@ -117,7 +117,7 @@ pub struct Tables {
     pub guard: Option<Fingerprint>,
 }
 
-/// A digest of a table's chains, rules and set declarations, free of handles and counters.
+/// A digest of a table's chains and rules, free of handles and counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub u64);
 

@@ -26,7 +26,7 @@ pub struct Jail {
     pub bridge: Option<IfName>,
     /// The routing table's number, when the administrator chose it.
     pub table: Option<u32>,
-    /// Whether frames of a bridge port that no hook enrolled are dropped.
+    /// Whether addresses of the subnets that no hook enrolled may not leave their bridge, not even by the exit.
     pub enrolled_only: bool,
 }
 

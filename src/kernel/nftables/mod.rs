@@ -12,8 +12,8 @@ use std::hash::{DefaultHasher, Hasher};
 
 use netlink_packet_core::{NLM_F_CREATE, NlasIterator};
 use netlink_packet_netfilter::nftables::{
-    ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute,
-    SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
+    ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetElementAttribute,
+    SetElementList, SetElementMessage, TableAttribute, TableMessage,
 };
 use nix::libc;
 
@@ -25,8 +25,9 @@ use super::nfnetlink::{Answer, Nfnl, Request};
 use crate::model::facts::Fingerprint;
 use crate::model::objects::{Element, Set, TableId};
 
-/// The table's fingerprint: every chain, rule and set declaration in their order, without handles and counters, so
-/// that it changes when and only when somebody changes what the table does. `None`: there is no such table.
+/// The table's fingerprint: every chain and rule in their order, without handles and counters, so that it changes when
+/// and only when somebody changes what the table does. Sets are not in it: one that a rule names can neither be removed
+/// nor declared anew, and one that no rule names does nothing. `None`: there is no such table.
 pub fn fingerprint(nfnl: &mut Nfnl, table: &TableId) -> Result<Option<Fingerprint>, KernelError> {
     let request = format!("reading nftables table {table}");
     let mut digest = Digest::default();
@@ -48,21 +49,6 @@ pub fn fingerprint(nfnl: &mut Nfnl, table: &TableId) -> Result<Option<Fingerprin
     for rule in nfnl.list(&request, table.family, rules)? {
         digest.message(rule.attributes(), |kind| !matches!(kind, NFTA_RULE_HANDLE | NFTA_RULE_POSITION));
     }
-    let sets = NfTablesMessage::GetSet(SetMessage { attributes: vec![SetAttribute::Table(table.name.clone())] });
-    for set in nfnl.list(&request, table.family, sets)? {
-        // Handle, size, element count, back end: how the kernel stores it, not what it means.
-        digest.message(set.attributes(), |kind| {
-            matches!(
-                kind,
-                NFTA_SET_NAME
-                    | NFTA_SET_FLAGS
-                    | NFTA_SET_KEY_TYPE
-                    | NFTA_SET_KEY_LEN
-                    | NFTA_SET_DATA_TYPE
-                    | NFTA_SET_DATA_LEN
-            )
-        });
-    }
     Ok(Some(digest.finish()))
 }
 
@@ -73,12 +59,6 @@ const NFTA_CHAIN_USE: u16 = 6;
 const NFTA_CHAIN_COUNTERS: u16 = 8;
 const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_POSITION: u16 = 6;
-const NFTA_SET_NAME: u16 = 2;
-const NFTA_SET_FLAGS: u16 = 3;
-const NFTA_SET_KEY_TYPE: u16 = 4;
-const NFTA_SET_KEY_LEN: u16 = 5;
-const NFTA_SET_DATA_TYPE: u16 = 6;
-const NFTA_SET_DATA_LEN: u16 = 7;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
