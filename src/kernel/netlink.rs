@@ -83,6 +83,50 @@ impl Connection {
         self.exchange(request, message, NLM_F_ACK | flags).map(Option::unwrap_or_default)
     }
 
+    /// Asks for several things in one datagram; an answer or a refusal for each, in their order.
+    pub fn ask_each<M, A>(
+        &mut self,
+        request: &str,
+        messages: Vec<M>,
+    ) -> Result<Vec<Result<Vec<A>, KernelError>>, KernelError>
+    where
+        M: NetlinkSerializable,
+        A: NetlinkDeserializable,
+    {
+        let mut results: Vec<Result<Vec<A>, KernelError>> = messages.iter().map(|_| Ok(Vec::new())).collect();
+        let mut open = results.len();
+        let first = self.sequence + 1;
+        let mut datagram = Vec::with_capacity(1024);
+        for message in messages {
+            self.append(&mut datagram, message, NLM_F_ACK);
+        }
+        if open > 0 {
+            self.send(request, &datagram)?;
+        }
+        while open > 0 {
+            for answer in self.receive(request)? {
+                let place =
+                    answer.header.sequence_number.checked_sub(first).and_then(|place| usize::try_from(place).ok());
+                let Some(result) = place.and_then(|place| results.get_mut(place)) else { continue };
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => {
+                        if let Ok(answers) = result {
+                            answers.push(message);
+                        }
+                    }
+                    NetlinkPayload::Error(error) => {
+                        open -= 1;
+                        if error.code.is_some() {
+                            *result = Err(KernelError::nack(request, &error));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(results)
+    }
+
     /// `None`: a list that was interrupted.
     fn exchange<M, A>(&mut self, request: &str, message: M, flags: u16) -> Result<Option<Vec<A>>, KernelError>
     where

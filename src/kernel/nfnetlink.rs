@@ -96,14 +96,14 @@ impl Nfnl {
         self.0.list(request, &framed(family, message))
     }
 
-    /// Asks for one object.
-    pub fn get(
+    /// Asks for several objects at once; an answer or a refusal for each, in their order.
+    pub fn get_each(
         &mut self,
         request: &str,
-        family: TableFamily,
-        message: NfTablesMessage,
-    ) -> Result<Vec<Answer>, KernelError> {
-        self.0.ask(request, framed(family, message), 0)
+        messages: Vec<(TableFamily, NfTablesMessage)>,
+    ) -> Result<Vec<Result<Vec<Answer>, KernelError>>, KernelError> {
+        let framed = messages.into_iter().map(|(family, message)| framed(family, message)).collect();
+        self.0.ask_each(request, framed)
     }
 
     /// Begin or end: a bare nfgenmsg whose res_id is the subsystem. Returns its sequence number.

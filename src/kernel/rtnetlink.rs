@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -53,7 +53,9 @@ impl Rtnl {
 
     /// Every interface of this namespace.
     pub fn links(&mut self) -> Result<Vec<Link>, KernelError> {
-        let answers = self.list("listing interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let answers = self.list("listing interfaces", RouteNetlinkMessage::GetLink(message))?;
         Ok(answers.into_iter().filter_map(link_in).collect())
     }
 
@@ -134,13 +136,9 @@ impl Rtnl {
 
     /// tunjail's rules that look up `table`.
     pub fn rules(&mut self, table: u32) -> Result<Vec<Rule>, KernelError> {
-        let mut rules = Vec::new();
-        for family in Family::BOTH {
-            let mut message = RuleMessage::default();
-            message.header.family = address_family(family);
-            let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(message))?;
-            rules.extend(answers.into_iter().filter_map(|answer| rule_in(family, answer)));
-        }
+        // No family: the kernel lists every family's.
+        let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
+        let mut rules: Vec<Rule> = answers.into_iter().filter_map(rule_in).collect();
         rules.retain(|rule| rule.table == table);
         rules.sort();
         Ok(rules)
@@ -265,28 +263,38 @@ impl Rtnl {
         Ok(message)
     }
 
-    /// Asks the FIB where a packet from `source` to `destination`, come in by interface `iif`, would go.
-    pub fn way(&mut self, source: IpAddr, destination: IpAddr, iif: u32) -> Result<FibAnswer, KernelError> {
-        let request = format!("asking for the way from {source} to {destination}");
-        let bits = if destination.is_ipv4() { 32 } else { 128 };
-        let mut message = RouteMessage::default();
-        message.header.address_family = address_family(Family::of(destination));
-        message.header.destination_prefix_length = bits;
-        message.header.source_prefix_length = bits;
-        message.attributes.push(RouteAttribute::Destination(destination.into()));
-        message.attributes.push(RouteAttribute::Source(source.into()));
-        message.attributes.push(RouteAttribute::Iif(iif));
-        match self.ask(&request, RouteNetlinkMessage::GetRoute(message)) {
-            Ok(answers) => match answers.into_iter().next() {
-                Some(RouteNetlinkMessage::NewRoute(message)) => fib_answer(&request, &message),
-                _ => Err(KernelError::answer(request, "no route in it")),
-            },
-            Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
-                Ok(FibAnswer::Unreachable)
-            }
-            Err(error) => Err(error),
+    /// Asks the FIB where packets from a source to a destination, come in by interface `iif`, would go.
+    pub fn ways(&mut self, pairs: &[(IpAddr, IpAddr)], iif: u32) -> Result<Vec<FibAnswer>, KernelError> {
+        let messages = pairs.iter().map(|(source, destination)| way_message(*source, *destination, iif)).collect();
+        let answers = self.connection.ask_each("asking for the members' way", messages)?;
+        let mut found = Vec::new();
+        for ((source, destination), answer) in pairs.iter().zip(answers) {
+            let request = format!("asking for the way from {source} to {destination}");
+            found.push(match answer {
+                Ok(answers) => match answers.into_iter().next() {
+                    Some(RouteNetlinkMessage::NewRoute(message)) => fib_answer(&request, &message)?,
+                    _ => return Err(KernelError::answer(request, "no route in it")),
+                },
+                Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+                    FibAnswer::Unreachable
+                }
+                Err(error) => return Err(error),
+            });
         }
+        Ok(found)
     }
+}
+
+fn way_message(source: IpAddr, destination: IpAddr, iif: u32) -> RouteNetlinkMessage {
+    let bits = if destination.is_ipv4() { 32 } else { 128 };
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(Family::of(destination));
+    message.header.destination_prefix_length = bits;
+    message.header.source_prefix_length = bits;
+    message.attributes.push(RouteAttribute::Destination(destination.into()));
+    message.attributes.push(RouteAttribute::Source(source.into()));
+    message.attributes.push(RouteAttribute::Iif(iif));
+    RouteNetlinkMessage::GetRoute(message)
 }
 
 fn fib_answer(request: &str, message: &RouteMessage) -> Result<FibAnswer, KernelError> {
@@ -382,8 +390,13 @@ fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {
     Some(Address { index: message.header.index, address, prefix_len: message.header.prefix_len })
 }
 
-fn rule_in(family: Family, answer: RouteNetlinkMessage) -> Option<Rule> {
+fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
     let RouteNetlinkMessage::NewRule(message) = answer else { return None };
+    let family = match message.header.family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
     let (mut source, mut iif, mut table, mut ours, mut priority) =
         (None, None, u32::from(message.header.table), false, 0);
     for attribute in message.attributes {

@@ -143,21 +143,25 @@ pub fn delete_elements(nfnl: &mut Nfnl, elements: &[Element]) -> Result<(), Kern
 
 /// The first of `elements` that the kernel does not hold.
 pub fn first_missing<'a>(nfnl: &mut Nfnl, elements: &'a [Element]) -> Result<Option<&'a Element>, KernelError> {
+    let mut sets = Vec::new();
+    let mut messages = Vec::new();
     for ((table, set), message) in by_set(elements) {
-        let asked: Vec<&Element> =
-            elements.iter().filter(|element| element.table == *table && element.set == set).collect();
-        let request = format!("looking for elements of set {} in {table}", set.name());
-        match nfnl.get(&request, table.family, NfTablesMessage::GetSetElement(message)) {
+        sets.push((table, set));
+        messages.push((table.family, NfTablesMessage::GetSetElement(message)));
+    }
+    let answers = nfnl.get_each("looking for nftables set elements", messages)?;
+    for ((table, set), answer) in sets.into_iter().zip(answers) {
+        let mut asked = elements.iter().filter(|element| element.table == *table && element.set == set);
+        let missing = match answer {
             Ok(answers) => {
                 let there: Vec<&[u8]> = answers.iter().flat_map(keys).collect();
-                if let Some(missing) =
-                    asked.into_iter().find(|element| !there.contains(&element.key_bytes().as_slice()))
-                {
-                    return Ok(Some(missing));
-                }
+                asked.find(|element| !there.contains(&element.key_bytes().as_slice()))
             }
-            Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(asked.first().copied()),
+            Err(error) if error.errno() == Some(libc::ENOENT) => asked.next(),
             Err(error) => return Err(error),
+        };
+        if missing.is_some() {
+            return Ok(missing);
         }
     }
     Ok(None)
