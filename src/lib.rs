@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Begin with [`commands::hook`], which is thin. [`config`] and [`oci`] make checked values of what they are given;
-//! whatever they accept is safe to put into a kernel object. [`hold::member`] then walks the way above for one
+//! whatever they accept is safe to put into a kernel object. [`hold::enter`] then walks the way above for one
 //! container, and [`hold::wall`] for one jail. Both ask [`model`] for every decision: it is pure, so that what will be
 //! done can be printed, tested and compared. Both leave the doing to [`kernel`] and the remembering to [`store`].
 //!

@@ -168,7 +168,7 @@ impl Store {
     }
 
     pub fn member(&self, jail: &JailName, netns: NetnsId) -> Result<Option<MemberRecord>, StoreError> {
-        // An inode number is given again after its namespace died, so the record may be a dead one's: see hold::member.
+        // An inode number is given again after its namespace died, so the record may be a dead one's: see hold::enter.
         Ok(read::<MemberRecord>(&self.member_path(jail, netns))?.filter(|member| member.netns == netns))
     }
 

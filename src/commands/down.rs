@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::Jails;
 use crate::config::Config;
-use crate::hold::{Kernel, member, wall};
+use crate::hold::{Kernel, leave, wall};
 use crate::model::names::JailName;
 use crate::model::plan;
 use crate::store::{LockedStore, RaisedBy, Store, WallRecord};
@@ -65,7 +65,7 @@ fn take_down(
     name: &JailName,
     jail: Option<&crate::model::policy::Jail>,
 ) -> Result<()> {
-    let living = member::sweep(host, store, name)?;
+    let living = leave::sweep(host, store, name)?;
     if living == 0 {
         wall::take_down(host, store, name, jail)?;
         return Ok(());

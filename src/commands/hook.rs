@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use crate::cli::{Hook, HookArgs};
 use crate::config::Config;
 use crate::engine;
-use crate::hold::member::{self, Outcome};
+use crate::hold::enter::{self, Outcome};
+use crate::hold::leave;
 use crate::oci;
 
 pub fn run(config: Option<&Path>, hook: Hook) -> Result<ExitCode> {
@@ -55,10 +56,10 @@ fn create_runtime(config: Option<&Path>, args: &HookArgs) -> Result<()> {
     let config = Config::load(config).with_context(context)?;
     engine::demand_host_privileges().with_context(context)?;
     if args.dry_run {
-        let lines = member::plan_to_enter(&config, &created, args.jail.as_ref()).with_context(context)?;
+        let lines = enter::plan_to_enter(&config, &created, args.jail.as_ref()).with_context(context)?;
         return print(lines.as_deref().unwrap_or("# no jail is meant for this container: nothing to do\n"));
     }
-    match member::enter(&config, &created, args.jail.as_ref()).with_context(context)? {
+    match enter::enter(&config, &created, args.jail.as_ref()).with_context(context)? {
         Outcome::NotOurs | Outcome::Held { .. } => Ok(()),
     }
 }
@@ -66,9 +67,9 @@ fn create_runtime(config: Option<&Path>, args: &HookArgs) -> Result<()> {
 fn poststop(args: &HookArgs) -> Result<()> {
     let container = oci::stopped(io::stdin().lock())?;
     if args.dry_run {
-        return print(&member::plan_to_exit(&container.id)?);
+        return print(&leave::plan_to_leave(&container.id)?);
     }
-    member::exit(&container.id).with_context(|| format!("container {} was not taken out of its jail", container.id))
+    leave::leave(&container.id).with_context(|| format!("container {} was not taken out of its jail", container.id))
 }
 
 fn print(text: &str) -> Result<()> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::Show;
 use crate::config::Config;
-use crate::hold::{Kernel, member, wall};
+use crate::hold::{Kernel, leave, wall};
 use crate::kernel::nftables::{self, Counter};
 use crate::model::names::JailName;
 use crate::model::objects::{Set, TableId};
@@ -206,7 +206,7 @@ fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>,
     Ok(MemberReport {
         containers: record.containers.iter().map(|container| container.id.to_string()).collect(),
         state: record.state,
-        alive: member::is_alive(host, record)?,
+        alive: leave::is_alive(host, record)?,
         interfaces,
     })
 }

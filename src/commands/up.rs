@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cli::Jails;
 use crate::config::Config;
-use crate::hold::{Kernel, member, wall};
+use crate::hold::{Kernel, leave, wall};
 use crate::model::plan;
 use crate::store::{RaisedBy, Store};
 
@@ -31,7 +31,7 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
     let mut result = Ok(ExitCode::SUCCESS);
     for jail in jails {
         // Each jail is raised whatever becomes of the others: a jail without a wall is the worse outcome.
-        let raised = member::sweep(&mut host, &store, &jail.name)
+        let raised = leave::sweep(&mut host, &store, &jail.name)
             .and_then(|_| wall::ensure(&mut host, &store, jail, RaisedBy::Admin))
             .with_context(|| format!("jail {} was not raised", jail.name));
         if let Err(error) = raised {

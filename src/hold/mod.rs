@@ -4,9 +4,11 @@
 //! the order that keeps every promise at every instruction, and takes it back when a step fails.
 //!
 //! - [`wall`]: a jail's wall, raised, kept standing, taken down
-//! - [`member`]: a container, held from before its first instruction until it is gone
+//! - [`enter`]: a container, held from before its first instruction
+//! - [`leave`]: until it is gone
 
-pub mod member;
+pub mod enter;
+pub mod leave;
 pub mod wall;
 
 use anyhow::Result;
@@ -29,7 +31,7 @@ impl Kernel {
         Ok(Self { rtnl: Rtnl::open()?, nfnl: Nfnl::open()? })
     }
 
-    /// Carries out one step on the host. Steps inside a member's namespace are [`member`]'s.
+    /// Carries out one step on the host. Steps inside a member's namespace are [`enter`]'s.
     fn apply(&mut self, step: &Change) -> Result<()> {
         match step {
             Change::LoadRuleset(script) => nftables::load(script)?,
