@@ -52,12 +52,18 @@ impl Bridge {
     /// The same without addresses: an engine that hands them out late.
     pub fn plug_bare(&self, name: &str) -> Netns {
         let netns = Netns::add(name);
+        self.port(&netns);
+        netns
+    }
+
+    /// A port of the bridge with its other end, eth0, in the namespace.
+    pub fn port(&self, netns: &Netns) {
+        let name = netns.name();
         let script = format!(
             "ip link add veth-{name} type veth peer name eth0 netns {name}
             ip link set veth-{name} master {BRIDGE} up"
         );
         Cmd::new("/bin/sh", &["-ec", &script]).ok();
         netns.sh("ip link set eth0 up");
-        netns
     }
 }

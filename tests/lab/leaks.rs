@@ -145,9 +145,8 @@ impl Lab {
         text.lines().filter(|line| line.contains(" . ") && !line.contains("typeof")).collect::<Vec<_>>().join("\n")
     }
 
-    /// Sets the counters to zero once the wire has been quiet for a while: stragglers of the positive control (a FIN
-    /// sent again, an ICMP error) are not to be taken for leaks of the jail.
-    pub fn reset_leaks(&self) {
+    /// Waits until the uplink has been quiet for a while: nothing is under way any more.
+    pub fn wait_quiet(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut before = self.leaks().total();
         let mut since = Instant::now();
@@ -159,6 +158,12 @@ impl Lab {
                 (before, since) = (now, Instant::now());
             }
         }
+    }
+
+    /// Sets the counters to zero once the wire has been quiet for a while: stragglers of the positive control (a FIN
+    /// sent again, an ICMP error) are not to be taken for leaks of the jail.
+    pub fn reset_leaks(&self) {
+        self.wait_quiet();
         Cmd::new("nft", &["reset", "counters", "table", "netdev", "leaks"]).within(&self.router).ok();
         for set in ["seen4", "seen6"] {
             Cmd::new("nft", &["flush", "set", "netdev", "leaks", set]).within(&self.router).ok();

@@ -42,7 +42,11 @@ mod snapshot;
 mod tools;
 mod vpn;
 mod world;
+mod yard;
 
 mod closed;
+mod engines;
 mod infra;
+mod refusals;
+mod teardown;
 mod works;

@@ -45,15 +45,27 @@ impl Scene {
         Oci::run(&self.lab, "runc", name, &Bundle::new(&netns))
     }
 
+    /// See [`Lab::recipe`].
+    pub fn recipe(&self) {
+        self.lab.recipe();
+    }
+
+    /// See [`Lab::no_recipe`].
+    pub fn no_recipe(&self) {
+        self.lab.no_recipe();
+    }
+}
+
+impl Lab {
     /// What people had before: policy routing by the exit and nothing behind it. The positive controls use it, so that
     /// what they show is the traffic of a container whose exit goes.
     pub fn recipe(&self) {
-        self.lab.sh(&recipe("add"));
+        self.sh(&recipe("add"));
     }
 
-    /// Takes away what [`Scene::recipe`] did, as far as the exit has not taken it along.
+    /// Takes away what [`Lab::recipe`] did, as far as the exit has not taken it along.
     pub fn no_recipe(&self) {
-        self.lab.sh(&recipe("del").replace('\n', " || true\n"));
+        self.sh(&recipe("del").replace('\n', " || true\n"));
     }
 }
 

@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("openvpn", "openvpn"),
     ("podman", "podman"),
     ("runc", "runc"),
+    ("strace", "strace"),
 ];
 
 /// The program's absolute path.

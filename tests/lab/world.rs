@@ -48,6 +48,12 @@ impl Netns {
         netns
     }
 
+    /// One that is there already.
+    pub fn open(name: &str) -> Self {
+        let file = File::open(Path::new("/run/netns").join(name)).expect("the namespace");
+        Self { name: name.into(), file }
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -106,6 +106,11 @@ impl Container for DockerContainer<'_> {
     }
 
     #[track_caller]
+    fn stop(&mut self) {
+        self.docker.call(&["stop", "--time", "0", &self.name]).ok();
+    }
+
+    #[track_caller]
     fn remove(&mut self) {
         self.docker.call(&["rm", "--force", &self.name]).ok();
     }

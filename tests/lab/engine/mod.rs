@@ -12,6 +12,8 @@ pub trait Container {
     fn exec(&self, args: &[&str]) -> Out;
     /// Starts a program in it.
     fn spawn(&self, args: &[&str]) -> Job;
+    /// Ends it but keeps it, as an engine's `stop` does.
+    fn stop(&mut self);
     /// Ends and removes it, in good order: poststop runs.
     fn remove(&mut self);
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Container;
 use crate::product::TUNJAIL;
 use crate::rootfs;
-use crate::run::{Cmd, Job, Out};
+use crate::run::{Cmd, Job, Out, wait_until};
 use crate::tools;
 use crate::world::{Lab, Netns, cgroup};
 
@@ -77,6 +77,19 @@ impl Bundle {
         self
     }
 
+    /// The `hooks` of a config.json, as they stand in a file.
+    pub fn hooks(mut self, hooks: &Value) -> Self {
+        self.spec["hooks"] = hooks.clone();
+        self
+    }
+
+    /// A directory of the host's inside.
+    pub fn bind(mut self, source: &std::path::Path, to: &str) -> Self {
+        let mount = json!({"destination": to, "type": "bind", "source": source, "options": ["bind", "rw"]});
+        self.spec["mounts"].as_array_mut().expect("a list").push(mount);
+        self
+    }
+
     pub fn process(mut self, args: &[&str]) -> Self {
         self.spec["process"]["args"] = json!(args);
         self
@@ -125,6 +138,14 @@ impl Container for Oci {
     #[track_caller]
     fn spawn(&self, args: &[&str]) -> Job {
         self.call(&[&["exec", &self.id], args].concat()).spawn()
+    }
+
+    #[track_caller]
+    fn stop(&mut self) {
+        self.call(&["kill", &self.id, "KILL"]).ok();
+        wait_until("the container stopped", Duration::from_secs(5), || {
+            self.call(&["state", &self.id]).ok().contains("\"stopped\"")
+        });
     }
 
     #[track_caller]

@@ -110,6 +110,11 @@ impl Container for PodmanContainer<'_> {
     }
 
     #[track_caller]
+    fn stop(&mut self) {
+        self.podman.call(&["stop", "--time", "0", &self.name]).ok();
+    }
+
+    #[track_caller]
     fn remove(&mut self) {
         self.podman.call(&["rm", "--force", "--time", "0", &self.name]).ok();
     }

@@ -3,13 +3,16 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage};
 use serde_json::json;
 
 /// Longer than any healthy answer in the lab takes, short enough that a suite of silent drops still ends.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// The same for one echo of many.
+const ECHO_PATIENCE: Duration = Duration::from_millis(700);
 const WORDS: &[u8] = b"out by the exit or not at all";
 
 pub fn tcp_echo(addr: IpAddr, port: u16) -> super::Done {
@@ -86,7 +89,7 @@ pub fn ping(addr: IpAddr, count: u16) -> super::Done {
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129, 0),
     };
     let socket = socket::socket(family, SockType::Raw, SockFlag::empty(), protocol)?;
-    let wait = nix::sys::time::TimeVal::new(0, 300_000);
+    let wait = nix::sys::time::TimeVal::new(0, i64::from(ECHO_PATIENCE.subsec_micros()));
     socket::setsockopt(&socket, socket::sockopt::ReceiveTimeout, &wait)?;
     let to = SockaddrStorage::from(SocketAddr::new(addr, 0));
     say(|| {
@@ -99,7 +102,7 @@ pub fn ping(addr: IpAddr, count: u16) -> super::Done {
                 failure = Some(io::Error::from(error));
                 continue;
             }
-            let deadline = Instant::now() + Duration::from_millis(300);
+            let deadline = Instant::now() + ECHO_PATIENCE;
             let mut packet = [0; 2048];
             while Instant::now() < deadline {
                 let Ok(count) = socket::recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) else { break };
@@ -118,8 +121,19 @@ pub fn ping(addr: IpAddr, count: u16) -> super::Done {
     })
 }
 
+/// Not the pid: containers have the same ones again and again, and the host's connection tracking would take the ping
+/// of one for a part of another's that had its address before.
+fn echo_id() -> u16 {
+    static ID: OnceLock<u16> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+        let [.., high, low] = (nanos / 1000).to_be_bytes();
+        u16::from_be_bytes([high, low])
+    })
+}
+
 fn echo_request(kind: u8, sequence: u16) -> Vec<u8> {
-    let id = u16::try_from(std::process::id() & 0xffff).unwrap_or(1);
+    let id = echo_id();
     let mut packet = vec![kind, 0, 0, 0];
     packet.extend_from_slice(&id.to_be_bytes());
     packet.extend_from_slice(&sequence.to_be_bytes());

@@ -56,11 +56,21 @@ pub fn udp_flood(addr: IpAddr, port: u16, pps: u32, length: Duration) -> super::
     Ok(())
 }
 
-/// A few datagrams from a chosen address or device.
-pub fn udp_burst(source: Option<IpAddr>, device: Option<&str>, addr: IpAddr, port: u16, count: u32) -> super::Done {
-    let socket = UdpSocket::bind((source.unwrap_or(any(addr)), 0))?;
-    if let Some(device) = device {
-        socket::setsockopt(&socket, sockopt::BindToDevice, &device.into())?;
+/// What a socket asks to leave by, or as.
+pub enum Bound<'a> {
+    Address(IpAddr),
+    Device(&'a str),
+    Mark(u32),
+}
+
+/// A few datagrams from a socket that is bound to something.
+pub fn udp_burst(bound: &Bound, addr: IpAddr, port: u16, count: u32) -> super::Done {
+    let source = if let Bound::Address(source) = bound { *source } else { any(addr) };
+    let socket = UdpSocket::bind((source, 0))?;
+    match bound {
+        Bound::Address(_) => {}
+        Bound::Device(device) => socket::setsockopt(&socket, sockopt::BindToDevice, &device.into())?,
+        Bound::Mark(mark) => socket::setsockopt(&socket, sockopt::Mark, mark)?,
     }
     socket.set_nonblocking(true)?;
     let (mut sent, mut refused, mut answered) = (0, 0, 0);

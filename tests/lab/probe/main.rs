@@ -9,6 +9,7 @@ mod ask;
 mod flow;
 mod forge;
 mod init;
+mod kill;
 mod serve;
 
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ type Done = Result<(), Box<dyn std::error::Error>>;
 
 const USAGE: &str = "usage: probe COMMAND ARGS
   init                                              pid 1 of the lab
+  kill-at N PROGRAM ARGS                            dies before its N-th call that changes something; 0: not at all
   serve ADDR...                                     TCP and UDP echo on 7, HTTP on 80: answers the caller's address
   proxy ADDR PORT                                   HTTP proxy (CONNECT and GET)
   tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT | dns SERVER NAME
@@ -28,9 +30,11 @@ const USAGE: &str = "usage: probe COMMAND ARGS
   udp-flood ADDR PORT PPS SECONDS                   counts answers
   udp-from SOURCE ADDR PORT COUNT                   bound to an address
   udp-dev DEVICE ADDR PORT COUNT                    SO_BINDTODEVICE
+  udp-mark MARK ADDR PORT COUNT                     SO_MARK
   tcp-hold ADDR PORT SECONDS                        an established flow that writes every 5 ms
   spoof-udp SOURCE ADDR PORT COUNT                  raw socket, forged source
   frame DEVICE SRCMAC DSTMAC SOURCE ADDR PORT COUNT packet socket, forged link layer
+  send DEVICE HEX COUNT                             packet socket, the whole frame as given
   arp DEVICE SRCMAC SENDERIP TARGETIP COUNT         forged ARP answer";
 
 fn main() -> ExitCode {
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
 fn run(args: &[&str]) -> Done {
     match args {
         ["init"] => init::run(),
+        ["kill-at", nth, program, args @ ..] => kill::run(num(nth)?, program, args),
         ["serve", addresses @ ..] => serve::run(addresses),
         ["proxy", addr, port] => serve::proxy(ip(addr)?, num(port)?),
         ["tcp-echo", addr, port] => ask::tcp_echo(ip(addr)?, num(port)?),
@@ -60,10 +65,13 @@ fn run(args: &[&str]) -> Done {
             flow::udp_flood(ip(addr)?, num(port)?, num(pps)?, Duration::from_secs_f64(num(seconds)?))
         }
         ["udp-from", source, addr, port, count] => {
-            flow::udp_burst(Some(ip(source)?), None, ip(addr)?, num(port)?, num(count)?)
+            flow::udp_burst(&flow::Bound::Address(ip(source)?), ip(addr)?, num(port)?, num(count)?)
         }
         ["udp-dev", device, addr, port, count] => {
-            flow::udp_burst(None, Some(device), ip(addr)?, num(port)?, num(count)?)
+            flow::udp_burst(&flow::Bound::Device(device), ip(addr)?, num(port)?, num(count)?)
+        }
+        ["udp-mark", mark, addr, port, count] => {
+            flow::udp_burst(&flow::Bound::Mark(num(mark)?), ip(addr)?, num(port)?, num(count)?)
         }
         ["tcp-hold", addr, port, seconds] => {
             flow::tcp_hold(ip(addr)?, num(port)?, Duration::from_secs_f64(num(seconds)?))
@@ -72,6 +80,7 @@ fn run(args: &[&str]) -> Done {
         ["frame", device, src, dst, source, addr, port, count] => {
             forge::frame(device, mac(src)?, mac(dst)?, ip(source)?, ip(addr)?, num(port)?, num(count)?)
         }
+        ["send", device, hex, count] => forge::send(device, hex, num(count)?),
         ["arp", device, src, sender, target, count] => {
             forge::arp(device, mac(src)?, ip(sender)?, ip(target)?, num(count)?)
         }

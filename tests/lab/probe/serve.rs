@@ -2,7 +2,7 @@
 //! the address that was called.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -90,4 +90,6 @@ fn relay(mut client: TcpStream) {
     let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), server.try_clone()) else { return };
     thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
     let _ = std::io::copy(&mut server, &mut client);
+    // The other thread still holds the connection: closing it here takes more than dropping it.
+    let _ = client.shutdown(Shutdown::Both);
 }
