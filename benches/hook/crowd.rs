@@ -1,133 +1,113 @@
 //! Thousands of members, without thousands of containers.
 //!
-//! A bridge takes 1,023 ports, so a crowd cannot be made of real members. A synthetic one is what the hook leaves behind
-//! for a real one, with another name and other addresses: the same set elements in the jail's nftables tables and the
-//! same record. It is copied from a real member's, so that it follows whatever the hook really does.
+//! A bridge takes 1,023 ports, so a crowd cannot be made of real members alone. A synthetic one is what the hook leaves
+//! behind for a real one, with another name and other addresses: the same elements in the sets of the wall and of the
+//! guard, and the same record. It is made from a real member's record by the functions that the hook itself uses.
 
-use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use tunjail::kernel::nfnetlink::Nfnl;
+use tunjail::kernel::nftables;
+use tunjail::model::admit::Confirmed;
+use tunjail::model::desired;
+use tunjail::model::facts::NetnsId;
+use tunjail::model::names::{ContainerId, JailName};
+use tunjail::model::objects::{Mac, Set, TableId};
+use tunjail::store::{ContainerRecord, MemberRecord, Store};
 
 use crate::lab::{Lab, Member};
-use crate::measure::feed;
 
-const RECORDS: &str = "/run/tunjail";
+/// So many are real, with a network namespace and a bridge port each: as many as are made in a few seconds.
+pub const REAL: u16 = 100;
 
-/// Places the members with these numbers (0 is the real one, `like`) as the hook would have placed them.
-pub fn place_synthetic_members(lab: &Lab, like: &Member, numbers: Range<usize>) -> Result<()> {
-    if numbers.is_empty() {
-        return Ok(());
-    }
-    place_elements(lab, like, numbers.clone())?;
-    place_records(like, numbers)
+/// An attribute of netlink holds 64 KiB, and with it a list of elements.
+const AT_ONCE: usize = 100;
+
+/// A member's names and addresses. No two numbers share any.
+pub struct Identity {
+    pub id: ContainerId,
+    pub veth: String,
+    pub mac: Mac,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
 }
 
-/// The records must still be there after a measurement: a hook that swept them away was measured in an empty jail.
-pub fn still_there(like: &Member, members: usize) -> Result<()> {
-    // the real first one, the synthetic ones, and the one that was just measured
-    let records = files_under(Path::new(RECORDS))?.into_iter().filter(|path| is_record(path, "bench-")).count();
-    ensure!(records >= members, "{records} records for {members} members like {}: the hook swept them", like.id);
-    let elements = elements_of(like)?.len();
-    ensure!(elements > 0, "the set elements of {} are gone", like.id);
+impl Identity {
+    pub fn of(number: u16) -> Self {
+        // .0 is the net's, .1 the bridge's
+        let host = number + 2;
+        let [high, low] = host.to_be_bytes();
+        Self {
+            id: format!("bench-{number}").parse().expect("a valid id"),
+            veth: format!("veth-{number}"),
+            mac: Mac([0x02, 0x42, 0xac, 0x12, high, low]),
+            v4: Ipv4Addr::new(172, 18, high, low),
+            v6: Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, host),
+        }
+    }
+}
+
+/// Enrols the members with these numbers, the first [`REAL`] by the hook. Returns the real ones.
+pub fn enrol(lab: &Lab, like: &Member, numbers: Range<u16>) -> Result<Vec<Member>> {
+    let real = numbers.start..numbers.end.min(REAL);
+    let synthetic = numbers.start.max(REAL)..numbers.end;
+    let members: Vec<Member> = real.map(|number| lab.member(number)).collect::<Result<_>>()?;
+    members.iter().try_for_each(|member| lab.enrol(member))?;
+    place(like, synthetic)?;
+    Ok(members)
+}
+
+/// A hook that swept the crowd away was measured in an empty jail.
+pub fn demand(jail: &JailName, members: usize) -> Result<()> {
+    let records = Store::open().members(jail)?.len();
+    ensure!(records == members, "{records} records for {members} members");
+    let table = TableId::wall(jail);
+    let elements = nftables::elements(&table, Set::Members4)?.len();
+    ensure!(elements == members, "{elements} elements in {table} members4 for {members} members");
     Ok(())
 }
 
-/// A real member's words, in the place of which a synthetic one's are put.
-fn renamed(text: &str, like: &Member, number: usize) -> String {
-    let (high, low) = (16 + number / 250, 2 + number % 250);
-    text.replace(&like.id, &format!("bench-synthetic-{number}"))
-        .replace(&like.veth, &format!("crowd-{number}"))
-        .replace(&like.mac, &format!("02:42:ac:13:{:02x}:{:02x}", number / 256, number % 256))
-        .replace(&like.v4, &format!("172.18.{high}.{low}"))
-        .replace(&like.v6, &format!("fd00:18::1:{number:x}"))
-}
-
-/// A set of one of the jail's tables, and one element of it that is about the member.
-struct Element {
-    family: String,
-    table: String,
-    set: String,
-    value: Value,
-}
-
-fn elements_of(member: &Member) -> Result<Vec<Element>> {
-    let listed = Command::new("nft").args(["-j", "list", "ruleset"]).output()?;
-    let ruleset: Value = serde_json::from_slice(&listed.stdout).context("nft -j list ruleset")?;
-    let objects = ruleset["nftables"].as_array().context("nft listed no objects")?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let mut found = Vec::new();
-    for object in objects {
-        let set = if object["set"].is_object() { &object["set"] } else { &object["map"] };
-        if !text(&set["table"]).starts_with("tunjail_") {
-            continue;
+fn place(like: &Member, numbers: Range<u16>) -> Result<()> {
+    let like = Store::open().member_of(&like.id)?.with_context(|| format!("no record of {}", like.id))?;
+    let store = Store::open().lock()?;
+    let mut nfnl = Nfnl::open()?;
+    let members: Vec<MemberRecord> = numbers.map(|number| synthetic(&like, number)).collect::<Result<_>>()?;
+    for members in members.chunks(AT_ONCE) {
+        let mut elements = Vec::new();
+        for member in members {
+            let desired = desired::member(&member.jail, &member.interfaces);
+            store.put_member(member, &desired.membership)?;
+            elements.extend(desired.guard);
+            elements.extend(desired.membership);
         }
-        for value in set["elem"].as_array().into_iter().flatten() {
-            let words = value.to_string();
-            if [&member.veth, &member.mac, &member.v4, &member.v6]
-                .iter()
-                .any(|word| words.contains(&format!("\"{word}\"")))
-            {
-                found.push(Element {
-                    family: text(&set["family"]),
-                    table: text(&set["table"]),
-                    set: text(&set["name"]),
-                    value: value.clone(),
-                });
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn place_elements(lab: &Lab, like: &Member, numbers: Range<usize>) -> Result<()> {
-    let elements = elements_of(like)?;
-    ensure!(!elements.is_empty(), "no set element of {} in any table of tunjail's", like.id);
-    let commands: Vec<Value> = elements
-        .iter()
-        .map(|Element { family, table, set, value }| {
-            let text = value.to_string();
-            let copies: Vec<Value> = numbers
-                .clone()
-                .map(|number| serde_json::from_str(&renamed(&text, like, number)))
-                .collect::<Result<_, _>>()?;
-            Ok(json!({ "add": { "element": { "family": family, "table": table, "name": set, "elem": copies } } }))
-        })
-        .collect::<Result<_>>()?;
-    fs::write(lab.path("crowd.json"), json!({ "nftables": commands }).to_string())?;
-    feed("nft", &["-j", "-f", &lab.path("crowd.json").to_string_lossy()], "")
-}
-
-fn place_records(like: &Member, numbers: Range<usize>) -> Result<()> {
-    let records: Vec<PathBuf> =
-        files_under(Path::new(RECORDS))?.into_iter().filter(|path| is_record(path, &like.id)).collect();
-    ensure!(!records.is_empty(), "no record of {} under {RECORDS}", like.id);
-    for record in records {
-        let text = fs::read_to_string(&record)?;
-        for number in numbers.clone() {
-            fs::write(renamed(&record.to_string_lossy(), like, number), renamed(&text, like, number))?;
-        }
+        nftables::add_elements(&mut nfnl, &elements)?;
     }
     Ok(())
 }
 
-/// A record is a file that is named for its member.
-fn is_record(path: &Path, id: &str) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().contains(id))
-}
-
-fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            files.extend(files_under(&entry.path())?);
-        } else {
-            files.push(entry.path());
-        }
-    }
-    Ok(files)
+/// A real member's record under another identity. Its process is the real one's, so that it lives.
+fn synthetic(like: &MemberRecord, number: u16) -> Result<MemberRecord> {
+    /// Above every index that the kernel gives here.
+    const PORTS: u32 = 1_000_000;
+    /// Above every inode that the kernel gives here: it counts up from `PROC_DYNAMIC_FIRST` (fs/proc/generic.c).
+    const INODES: u64 = 0xff00_0000;
+    let Identity { id, veth, mac, v4, v6 } = Identity::of(number);
+    let [interface] = like.interfaces.as_slice() else { anyhow::bail!("a member of the bench has one interface") };
+    let interface = Confirmed {
+        mac,
+        addresses: vec![IpAddr::from(v4), v6.into()],
+        link_local: vec![mac.link_local().into()],
+        port: PORTS + u32::from(number),
+        port_name: veth.parse()?,
+        ..interface.clone()
+    };
+    let process = like.containers.first().context("a member has a container")?.process;
+    Ok(MemberRecord {
+        netns: NetnsId { ino: INODES + u64::from(number), ..like.netns },
+        containers: vec![ContainerRecord { id, process }],
+        interfaces: vec![interface],
+        ..like.clone()
+    })
 }

@@ -1,17 +1,24 @@
 //! Where it is measured: a host with a jail, in network and mount namespaces of this process.
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tunjail::kernel::netns::Netns;
+use tunjail::kernel::nfnetlink::Nfnl;
+use tunjail::kernel::nftables;
+use tunjail::model::names::ContainerId;
+use tunjail::model::objects::TableId;
+use tunjail::store::Store;
 
+use crate::crowd::Identity;
 use crate::measure::{Start, feed};
 use crate::run;
 
@@ -35,17 +42,16 @@ iptables -I DOCKER-USER -s 192.168.178.0/24 -o vpn -j ACCEPT
 iptables -t nat -A POSTROUTING -s 172.18.0.0/16 -o tun0 -j MASQUERADE
 ";
 
-/// A bridge `vpn`, an exit `tun0` and a home network on `eth0`. `tun0` is one end of a veth pair: the hook reads its name.
+/// A bridge `vpn`, an exit `tun0` and a home network on `eth0`.
 const HOST: &str = "link set lo up
 link add vpn type bridge
 addr add 172.18.0.1/16 dev vpn
 addr add fd00:18::1/64 dev vpn nodad
 link set vpn up
-link add tun0 type veth peer name tun0-peer
+tuntap add dev tun0 mode tun
 addr add 10.8.0.2/24 dev tun0
 addr add fd00:8::2/64 dev tun0 nodad
 link set tun0 up
-link set tun0-peer up
 link add eth0 type veth peer name eth0-peer
 addr add 192.168.178.2/24 dev eth0
 link set eth0 up
@@ -60,26 +66,30 @@ pub struct Lab {
 
 /// A container as the hook sees it: a process in a network namespace with an address, and a veth on the bridge.
 pub struct Member {
-    pub id: String,
-    pub veth: String,
-    pub mac: String,
-    pub v4: String,
-    pub v6: String,
-    holder: Child,
+    pub id: ContainerId,
+    netns: Netns,
+    process: Child,
     state: PathBuf,
+}
+
+impl Member {
+    /// The container's process ends; its network namespace stays.
+    fn end(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        // Its network namespace and with it its links go when it does.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
+        self.end();
     }
 }
 
 impl Lab {
     pub fn build() -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "needs root, to make network namespaces");
+        ensure!(Path::new("/dev/net/tun").exists(), "no /dev/net/tun: load the kernel's tun module");
         let tunjail = std::env::var_os("TUNJAIL").map_or_else(|| env!("CARGO_BIN_EXE_tunjail").into(), PathBuf::from);
         let work = tempfile::tempdir()?;
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
@@ -168,25 +178,16 @@ impl Lab {
         Start::new(&self.tunjail, args).env("TUNJAIL_CONFIG", self.path("tunjail.toml"))
     }
 
-    /// A container with the addresses 172.18.0.`number` and fd00:18::`number`, not enrolled yet.
-    pub fn member(&self, id: &str, number: u8) -> Result<Member> {
-        let mut command = Command::new("sleep");
-        command.arg("3600").stdin(Stdio::null());
+    /// The container with this number: its process, its network namespace and its veth; not enrolled yet.
+    pub fn member(&self, number: u16) -> Result<Member> {
+        let Identity { id, veth, mac, v4, v6 } = Identity::of(number);
+        let mut sleep = idle();
         // SAFETY: unshare(2) is a plain system call, which is all that may be done between fork and exec.
-        unsafe { command.pre_exec(|| unshare(CloneFlags::CLONE_NEWNET).map_err(Into::into)) };
-        let holder = command.spawn()?;
-        let netns = format!("/proc/{}/ns/net", holder.id());
-        let member = Member {
-            id: id.to_owned(),
-            veth: format!("veth-{number}"),
-            mac: format!("02:42:ac:12:00:{number:02x}"),
-            v4: format!("172.18.0.{number}"),
-            v6: format!("fd00:18::{number:x}"),
-            state: self.path(&format!("{id}.json")),
-            holder,
-        };
-        let pid = member.holder.id();
-        let Member { veth, mac, v4, v6, .. } = &member;
+        unsafe { sleep.pre_exec(|| unshare(CloneFlags::CLONE_NEWNET).map_err(Into::into)) };
+        let process = sleep.spawn()?;
+        let netns = Netns::of_process(process.id().try_into()?)?;
+        let member = Member { state: self.path(&format!("{id}.json")), id, netns, process };
+        let pid = member.process.id();
         feed(
             "ip",
             &["-batch", "-"],
@@ -196,20 +197,23 @@ impl Lab {
         )?;
         feed(
             "nsenter",
-            &[&format!("--net={netns}"), "ip", "-batch", "-"],
+            &[&format!("--net=/proc/{pid}/ns/net"), "ip", "-batch", "-"],
             &format!(
                 "link set lo up\naddr add {v4}/16 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
                  route add default via 172.18.0.1\nroute add default via fd00:18::1\n"
             ),
         )?;
-        let bundle = self.path(id);
-        fs::create_dir(&bundle)?;
-        let state = json!({
-            "ociVersion": "1.0.2", "id": id, "status": "creating", "pid": pid, "bundle": bundle,
-            "annotations": { "io.tunjail.jail": "vpn" },
-        });
-        fs::write(&member.state, state.to_string())?;
+        fs::create_dir(self.path(&member.id))?;
+        self.write_state(&member)?;
         Ok(member)
+    }
+
+    fn write_state(&self, member: &Member) -> Result<()> {
+        let state = json!({
+            "ociVersion": "1.0.2", "id": member.id, "status": "creating", "pid": member.process.id(),
+            "bundle": self.path(&member.id), "annotations": { "io.tunjail.jail": "vpn" },
+        });
+        Ok(fs::write(&member.state, state.to_string())?)
     }
 
     /// The hook as an engine calls it.
@@ -218,24 +222,32 @@ impl Lab {
     }
 
     pub fn enrol(&self, member: &Member) -> Result<()> {
-        self.create_runtime(member).untimed()
+        self.create_runtime(member).untimed()?;
+        ensure!(Store::open().member_of(&member.id)?.is_some(), "the hook left no record of {}", member.id);
+        Ok(())
     }
 
-    pub fn dismiss(&self, member: &Member) -> Result<()> {
+    /// The container ends, the engine calls the hook, and what is left is as before the member's first hook: not
+    /// enrolled, no lock in its network namespace. Then the container has a process again.
+    pub fn fresh(&self, member: &mut Member) -> Result<()> {
+        member.end();
         let mut state: Value = serde_json::from_slice(&fs::read(&member.state)?)?;
         // crun's shape: a stopped container has no process
         state["status"] = "stopped".into();
         state["pid"] = 0.into();
         let stopped = self.path("stopped.json");
         fs::write(&stopped, state.to_string())?;
-        self.start(&["hook", "poststop"]).stdin(&stopped).untimed()
-    }
+        self.start(&["hook", "poststop"]).stdin(&stopped).untimed()?;
+        // poststop never fails, whatever happened.
+        ensure!(Store::open().member_of(&member.id)?.is_none(), "poststop left {} in its jail", member.id);
+        member.netns.run(|| nftables::drop_table(&mut Nfnl::open()?, &TableId::lock()))?;
 
-    /// The member as it was before its first hook: not enrolled, and no lock in its network namespace.
-    pub fn fresh(&self, member: &Member) -> Result<()> {
-        self.dismiss(member)?;
-        let netns = format!("--net=/proc/{}/ns/net", member.holder.id());
-        run("nsenter", &[&netns, "nft", "add table inet tunjail; delete table inet tunjail"])
+        let mut sleep = idle();
+        let netns = member.netns.as_fd().try_clone_to_owned()?;
+        // SAFETY: setns(2) is a plain system call, which is all that may be done between fork and exec.
+        unsafe { sleep.pre_exec(move || setns(&netns, CloneFlags::CLONE_NEWNET).map_err(Into::into)) };
+        member.process = sleep.spawn()?;
+        self.write_state(member)
     }
 
     /// `crun run` of a container that is over at once, in the member's network namespace.
@@ -245,6 +257,10 @@ impl Lab {
         fs::create_dir_all(bundle.join("rootfs/proc"))?;
         fs::create_dir_all(bundle.join("rootfs/dev"))?;
         fs::copy("/bin/busybox", bundle.join("rootfs/bin/true"))?;
+        let netns = format!("/run/netns/{name}");
+        File::create(&netns)?;
+        let there = format!("/proc/{}/ns/net", member.process.id());
+        mount(Some(there.as_str()), netns.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         let hook = |stage: &str| json!([{ "path": self.tunjail, "args": ["tunjail", "hook", stage], "timeout": 10 }]);
         let hooks = if hooks {
             json!({ "createRuntime": hook("create-runtime"), "poststop": hook("poststop") })
@@ -263,7 +279,7 @@ impl Lab {
             "hooks": hooks,
             "linux": { "namespaces": [
                 { "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" },
-                { "type": "network", "path": format!("/proc/{}/ns/net", member.holder.id()) },
+                { "type": "network", "path": netns },
             ] },
         });
         fs::write(bundle.join("config.json"), config.to_string())?;
@@ -271,4 +287,11 @@ impl Lab {
         let args = ["--cgroup-manager=disabled", "run", "--bundle", &bundle, &format!("bench-{name}")];
         Ok(Start::new("crun", &args).env("TUNJAIL_CONFIG", self.path("tunjail.toml")))
     }
+}
+
+/// A container's process that does nothing.
+fn idle() -> Command {
+    let mut sleep = Command::new("sleep");
+    sleep.arg("3600").stdin(Stdio::null());
+    sleep
 }

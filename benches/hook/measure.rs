@@ -138,25 +138,53 @@ pub fn in_turns(
     Ok((of_a, of_b))
 }
 
-/// The median wall time in seconds.
-pub fn median(samples: &[Sample]) -> f64 {
-    let mut walls: Vec<f64> = samples.iter().map(|sample| sample.wall.as_secs_f64()).collect();
-    walls.sort_by(f64::total_cmp);
-    walls[walls.len() / 2]
+/// Wall times in milliseconds.
+pub struct Spread {
+    pub min: f64,
+    pub median: f64,
+    pub max: f64,
 }
 
-/// How many processes (not threads) a program starts, by strace.
-pub fn processes_spawned(start: &Start, log: &Path) -> Result<usize> {
-    let front = ["strace", "-f", "-qq", "-e", "trace=process", "-o"].map(OsStr::new);
+impl Spread {
+    pub fn of(samples: &[Sample]) -> Self {
+        let mut walls: Vec<f64> = samples.iter().map(|sample| sample.wall.as_secs_f64() * 1e3).collect();
+        walls.sort_by(f64::total_cmp);
+        Self { min: walls[0], median: walls[walls.len() / 2], max: walls[walls.len() - 1] }
+    }
+}
+
+/// What strace sees of one run.
+pub struct Seen {
+    /// Processes, not threads.
+    pub processes: usize,
+    pub threads: usize,
+    pub calls: usize,
+    /// Messages to the kernel; the hook has no other sockets.
+    pub requests: usize,
+}
+
+pub fn trace(start: &Start, log: &Path) -> Result<Seen> {
+    let front = ["strace", "-f", "-qq", "-o"].map(OsStr::new);
     start.behind(&[&front[..], &[log.as_os_str()]].concat()).untimed()?;
     let trace = std::fs::read_to_string(log)?;
-    let calls = |name: &str| trace.lines().filter(|line| line.contains(&format!(" {name}("))).collect::<Vec<_>>();
-    let executed = calls("execve").len() + calls("execveat").len();
-    if executed == 0 {
+    let calls = |names: &[&str]| -> Vec<&str> {
+        let is_one = |line: &&str| names.iter().any(|name| line.contains(&format!(" {name}(")));
+        trace.lines().filter(is_one).collect()
+    };
+    let executed = calls(&["execve", "execveat"]).len();
+    let requests = calls(&["sendto", "sendmsg"]).len();
+    if executed == 0 || requests == 0 {
         bail!("strace saw nothing: {trace}");
     }
-    let cloned = ["clone", "clone3"].into_iter().flat_map(calls).filter(|line| !line.contains("CLONE_THREAD")).count();
-    Ok(executed - 1 + cloned + calls("fork").len() + calls("vfork").len())
+    let (threads, cloned): (Vec<&str>, Vec<&str>) =
+        calls(&["clone", "clone3"]).into_iter().partition(|line| line.contains("CLONE_THREAD"));
+    Ok(Seen {
+        processes: executed - 1 + cloned.len() + calls(&["fork", "vfork"]).len(),
+        threads: threads.len(),
+        // A call that another thread interrupted has two lines.
+        calls: trace.lines().filter(|line| !line.contains(" resumed>") && line.contains('(')).count(),
+        requests,
+    })
 }
 
 /// Feeds text to a program, for the bench's own preparations.

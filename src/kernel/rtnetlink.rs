@@ -53,20 +53,18 @@ impl Rtnl {
 
     /// Every interface of this namespace.
     pub fn links(&mut self) -> Result<Vec<Link>, KernelError> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let answers = self.list("listing interfaces", RouteNetlinkMessage::GetLink(message))?;
+        let answers = self.list("listing interfaces", RouteNetlinkMessage::GetLink(link_message()))?;
         Ok(answers.into_iter().filter_map(link_in).collect())
     }
 
     pub fn link_by_name(&mut self, name: &IfName) -> Result<Option<Link>, KernelError> {
-        let mut message = LinkMessage::default();
+        let mut message = link_message();
         message.attributes.push(LinkAttribute::IfName(name.to_string()));
         self.link(&format!("looking up interface {name}"), message)
     }
 
     pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, KernelError> {
-        let mut message = LinkMessage::default();
+        let mut message = link_message();
         message.header.index = index;
         self.link(&format!("looking up interface {index}"), message)
     }
@@ -311,6 +309,13 @@ fn fib_answer(request: &str, message: &RouteMessage) -> Result<FibAnswer, Kernel
             _ => None,
         })
         .ok_or_else(|| KernelError::answer(request, "no interface in it"))
+}
+
+/// Asks for interfaces without their statistics, which are most of an answer.
+fn link_message() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
 }
 
 fn address_family(family: Family) -> AddressFamily {

@@ -132,7 +132,9 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
     let table = TableId::guard(jail);
     let mac = Part::Mac(interface.mac);
     let port = Part::Index(interface.port);
-    let mut elements = vec![Element { table: table.clone(), set: Set::Ports, key: vec![port.clone()] }];
+    let mut elements: Vec<Element> = [table.clone(), TableId::wall(jail)]
+        .map(|table| Element { table, set: Set::Ports, key: vec![port.clone()] })
+        .into();
     let unspecified = Family::BOTH.map(|family| family.everything().addr());
     for address in own_addresses(interface).into_iter().chain(unspecified) {
         let set = match address {

@@ -241,7 +241,7 @@ impl fmt::Display for TableId {
 /// A set that tunjail fills with elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Set {
-    /// guard: interface indexes of members' bridge ports.
+    /// guard and wall: interface indexes of members' bridge ports.
     Ports,
     /// guard: index, MAC, IPv4 that a port may speak with.
     Own4,

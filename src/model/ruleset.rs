@@ -60,6 +60,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
             "counter rejected_out { }".to_owned(),
             "counter rejected_in { }".to_owned(),
             "counter rejected_host { }".to_owned(),
+            "set ports { type iface_index; }".to_owned(),
             "set members4 { type ether_addr . ipv4_addr; counter; }".to_owned(),
             "set members6 { type ether_addr . ipv6_addr; counter; }".to_owned(),
         ],
@@ -69,6 +70,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
             scope.what_enters_the_jail(),
             scope.what_reaches_the_host(),
             scope.no_way_is_told_at_once(),
+            a_port_speaks_to_the_bridge_alone(),
             scope.forward(),
             scope.input(),
             scope.mss(),
@@ -303,6 +305,17 @@ fn by_port<'a>(ports: &'a [Port], side: &'a str) -> Box<dyn Iterator<Item = Stri
         return Box::new(std::iter::once(String::new()));
     }
     Box::new(ports.iter().map(move |port| format!(" {} {side} {}", port.protocol.as_str(), port.number)))
+}
+
+/// Frames for 01:80:c2:00:00:0x (LLDP and the like, IEEE 802.1D table 7-10) are no bridge's to forward: br_handle_frame
+/// hands them, and the IP packet that somebody put into one, to the host as if it came from a link of its own, past
+/// every hook of the guard. Nothing else arrives so.
+fn a_port_speaks_to_the_bridge_alone() -> Chain {
+    Chain {
+        name: "port",
+        hook: Some("type filter hook prerouting priority -310; policy accept;"),
+        rules: vec!["iif @ports counter name rejected_host drop".to_owned()],
+    }
 }
 
 /// The guard proper. A member's port that says anything else is counted and dropped.

@@ -1,12 +1,14 @@
 //! The lock: the table inside a member's namespace. Written by netlink alone, because nothing of the container's may
 //! run and no process is spawned on a member's path. `plan::lock_text` says the same in nft's words.
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainFlags, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate, InetHookNumber,
     ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage,
     SetAttribute, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
 };
+
+use nix::libc;
 
 use super::super::KernelError;
 use super::super::nfnetlink::{Nfnl, Request};
@@ -31,22 +33,33 @@ const TRANSPORT_HEADER: u32 = 2;
 
 type Expression = ListAttribute<netlink_packet_netfilter::nftables::ExpressionAttribute>;
 
-/// Closes the lock in the namespace of `nfnl`: replaces the whole table by one with empty sets, in one transaction.
+/// Closes the lock in the namespace of `nfnl`: makes the table with empty sets, in one transaction, in the place of one
+/// that is there.
+///
+/// A table is removed only where one is: the kernel frees what was removed after an RCU grace period, and closing an
+/// nfnetlink socket of that namespace waits for it, 10 ms or more.
 pub fn close(nfnl: &mut Nfnl) -> Result<(), KernelError> {
-    nfnl.commit("closing the lock in the container's network namespace", closed())
+    let request = "closing the lock in the container's network namespace";
+    match nfnl.commit(request, closed(Vec::new())) {
+        Err(error) if error.errno() == Some(libc::EEXIST) => {
+            let table = TableMessage { attributes: vec![TableAttribute::Name(TableId::lock().name)] };
+            nfnl.commit(request, closed(vec![(NfTablesMessage::DeleteTable(table), 0)]))
+        }
+        result => result,
+    }
 }
 
-fn closed() -> Vec<Request> {
+/// `first` comes before the table is made, in the same transaction.
+fn closed(first: Vec<(NfTablesMessage, u16)>) -> Vec<Request> {
     let name = TableId::lock().name;
     let table = || TableMessage { attributes: vec![TableAttribute::Name(name.clone())] };
-    let mut messages = vec![
-        (NfTablesMessage::NewTable(table()), NLM_F_CREATE),
-        (NfTablesMessage::DeleteTable(table()), 0),
-        (NfTablesMessage::NewTable(table()), NLM_F_CREATE),
+    let mut messages = first;
+    messages.extend([
+        (NfTablesMessage::NewTable(table()), NLM_F_CREATE | NLM_F_EXCL),
         (set(&name, Set::Out4, 1, TYPE_IPADDR, 16 + 4), NLM_F_CREATE),
         (set(&name, Set::Out6, 2, TYPE_IP6ADDR, 16 + 16), NLM_F_CREATE),
         (chain(&name), NLM_F_CREATE),
-    ];
+    ]);
     messages.extend(rules().into_iter().map(|expressions| {
         let attributes = vec![
             RuleAttribute::Table(name.clone()),
