@@ -9,7 +9,7 @@
 //! config + OCI state -> which jail -> facts -> desired -> plan -> apply -> re-read -> verify -> record
 //! ```
 //!
-//! Begin with [`commands::hook`], which is thin. [`config`] and [`oci`] make checked values of what they are given;
+//! Begin with `commands/hook.rs`, which is thin. [`config`] and [`oci`] make checked values of what they are given;
 //! whatever they accept is safe to put into a kernel object. [`hold::enter`] then walks the way above for one
 //! container, and [`hold::wall`] for one jail. Both ask [`model`] for every decision: it is pure, so that what will be
 //! done can be printed, tested and compared. Both leave the doing to [`kernel`] and the remembering to [`store`].

@@ -43,11 +43,6 @@ impl Leaks {
     pub fn total(&self) -> u64 {
         self.escaped() + self.lan4 + self.lan6
     }
-
-    /// The same with the host's own stray answers: for tests in which nothing may be taken for one.
-    pub fn total_and_stray(&self) -> u64 {
-        self.total() + self.stray
-    }
 }
 
 /// The counters, in place on the router.

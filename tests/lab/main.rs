@@ -46,6 +46,7 @@ mod yard;
 
 mod closed;
 mod engines;
+mod hostile;
 mod infra;
 mod refusals;
 mod teardown;

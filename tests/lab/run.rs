@@ -58,11 +58,6 @@ impl Cmd {
         Self { inner, line: format!("{} {}", path.display(), args.join(" ")), stdin: Vec::new(), limit: LIMIT }
     }
 
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.inner.env(key, value);
-        self
-    }
-
     pub fn cwd(mut self, dir: &std::path::Path) -> Self {
         self.inner.current_dir(dir);
         self

@@ -15,7 +15,8 @@ use crate::world::{Lab, SERVICE4, SERVICE6};
 /// Fields in the order in which they are taken down.
 pub struct Scene {
     pub client: Client,
-    pub server: Vpn,
+    /// Runs until the scene is over.
+    _server: Vpn,
     pub bridge: Bridge,
     pub lab: Lab,
 }
@@ -28,7 +29,7 @@ impl Scene {
         let client = server.client(Some(&lab.exit_script()));
         let bridge = Bridge::new(&lab);
         lab.configure(config);
-        Self { client, server, bridge, lab }
+        Self { client, _server: server, bridge, lab }
     }
 
     /// A member of the jail: 172.18.0.`n`, fd00:18::`n`.

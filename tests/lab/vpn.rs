@@ -107,11 +107,6 @@ impl Client {
         out.stdout
     }
 
-    /// What the client said so far.
-    pub fn log(&self) -> String {
-        self.job.as_ref().map(Job::stdout).unwrap_or_default()
-    }
-
     /// Ends it however it stands: running, hung on a deleted interface, or ended by itself.
     pub fn end(&mut self) {
         self.job = None;

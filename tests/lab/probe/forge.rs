@@ -62,20 +62,23 @@ pub fn arp(device: &str, src: [u8; 6], sender: IpAddr, target: IpAddr, count: u3
     send_frames(device, &packet, count)
 }
 
-/// Frames as the caller wrote them, in hexadecimal.
-pub fn send(device: &str, hex: &str, count: u32) -> super::Done {
-    if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
-        return Err("a frame is an even number of hexadecimal digits".into());
+/// Frames as the caller wrote them, in hexadecimal, each `count` times.
+pub fn send(device: &str, count: u32, frames: &[&str]) -> super::Done {
+    for hex in frames {
+        if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
+            return Err("a frame is an even number of hexadecimal digits".into());
+        }
+        let bytes = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
+        send_frames(device, &bytes.collect::<Result<Vec<_>, _>>()?, count)?;
     }
-    let bytes = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
-    send_frames(device, &bytes.collect::<Result<Vec<_>, _>>()?, count)
+    Ok(())
 }
 
 fn send_frames(device: &str, packet: &[u8], count: u32) -> super::Done {
     let socket = socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)?;
     let index = nix::net::if_::if_nametoindex(device)?;
     let link = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
+        sll_family: u16::try_from(libc::AF_PACKET)?,
         sll_protocol: 0,
         sll_ifindex: i32::try_from(index)?,
         sll_hatype: 0,

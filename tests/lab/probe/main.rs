@@ -34,7 +34,7 @@ const USAGE: &str = "usage: probe COMMAND ARGS
   tcp-hold ADDR PORT SECONDS                        an established flow that writes every 5 ms
   spoof-udp SOURCE ADDR PORT COUNT                  raw socket, forged source
   frame DEVICE SRCMAC DSTMAC SOURCE ADDR PORT COUNT packet socket, forged link layer
-  send DEVICE HEX COUNT                             packet socket, the whole frame as given
+  send DEVICE COUNT HEX...                          packet socket, whole frames as given
   arp DEVICE SRCMAC SENDERIP TARGETIP COUNT         forged ARP answer";
 
 fn main() -> ExitCode {
@@ -80,7 +80,7 @@ fn run(args: &[&str]) -> Done {
         ["frame", device, src, dst, source, addr, port, count] => {
             forge::frame(device, mac(src)?, mac(dst)?, ip(source)?, ip(addr)?, num(port)?, num(count)?)
         }
-        ["send", device, hex, count] => forge::send(device, hex, num(count)?),
+        ["send", device, count, frames @ ..] => forge::send(device, num(count)?, frames),
         ["arp", device, src, sender, target, count] => {
             forge::arp(device, mac(src)?, ip(sender)?, ip(target)?, num(count)?)
         }
