@@ -90,7 +90,10 @@ impl Victim {
     /// Both know each other and the host by their right names.
     fn warm_up(&self) {
         for gateway in [GATEWAY4, GATEWAY6] {
-            answer(&self.at.container.probe(&["ping", gateway, "1"]));
+            // The lie before may still cost an echo or two.
+            wait_until("the victim's echo", Duration::from_secs(10), || {
+                self.at.container.probe(&["ping", gateway, "1"]).json()["ok"] == true
+            });
         }
     }
 
@@ -226,20 +229,23 @@ fn link_local_of([a, b, c, d, e, f]: Mac) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// Tells one lie until it is believed or it has been told often enough.
+/// Tells one lie until it is believed or it has been told often enough: over more than an ARP entry's locktime.
 fn tell(scene: &Scene, liar: &Attacker, victim: &Victim, lie: &Lie) -> bool {
+    const TIMES: u32 = 16;
+    const LOOKS: u32 = 10;
     victim.forget(&scene.lab);
     victim.warm_up();
-    for _ in 0..3 {
+    // An ARP answer changes what the host knows of somebody; it does not make it known.
+    wait_until("the liar's echo", Duration::from_secs(10), || {
+        liar.container.probe(&["ping", GATEWAY4, "1"]).json()["ok"] == true
+    });
+    (0..TIMES).any(|_| {
         liar.attack(&lie.attack);
-        // What was sent before an answered echo has arrived.
-        answer(&liar.container.probe(&["ping", GATEWAY4, "1"]));
-        if victim.believes(&scene.lab, lie.belief, liar) {
-            return true;
-        }
-        std::thread::sleep(LOCKTIME / 2);
-    }
-    false
+        (0..LOOKS).any(|_| {
+            std::thread::sleep(LOCKTIME / (4 * LOOKS));
+            victim.believes(&scene.lab, lie.belief, liar)
+        })
+    })
 }
 
 #[test]
@@ -273,7 +279,9 @@ fn no_lie_of_a_member_is_believed() {
         }
         std::thread::sleep(LOCKTIME / 2);
     }
-    answer(&liar.container.probe(&["ping", GATEWAY4, "1"]));
+    wait_until("an echo after the lies", Duration::from_secs(10), || {
+        liar.container.probe(&["ping", GATEWAY4, "1"]).json()["ok"] == true
+    });
     let late = lies.iter().filter(|lie| victim.believes(&scene.lab, lie.belief, &liar)).map(|lie| &lie.attack.name);
     believed.extend(late);
     believed.sort();

@@ -213,3 +213,47 @@ fn no_datagram_of_a_member_reaches_a_service_of_the_host() {
     println!("services: control={control} datagrams, jailed={jailed} datagrams");
     assert!(heard.is_empty(), "services of the host heard a member: {heard:#?}");
 }
+
+/// The unspecified address is for whoever has none yet: duplicate address detection, and nothing else of a member's.
+#[test]
+fn no_member_speaks_as_nobody() {
+    let scene = scene::strict();
+    // Where a guard has judged and the wall has not.
+    scene.lab.nft(&format!(
+        "table inet nobody {{
+            counter asked {{ }}
+            chain pre {{ type filter hook prerouting priority -305
+                iifname {BRIDGE} ip saddr 0.0.0.0 counter name asked
+                iifname {BRIDGE} ip6 saddr :: udp dport {ECHO} counter name asked
+                iifname {BRIDGE} ip6 saddr :: icmpv6 type echo-request counter name asked
+            }}
+        }}"
+    ));
+    let asked = || {
+        let text = scene.lab.sh("nft list counter inet nobody asked");
+        let packets = text.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+        packets.and_then(|packets| packets.parse::<u64>().ok()).expect("a counter")
+    };
+    let attacks = |attacker: &Attacker| {
+        let [nobody4, nobody6] = ["0.0.0.0", "::"].map(|addr| Sender { mac: attacker.mac, addr: ip(addr) });
+        let (gateway, all) = (gateway_mac(), ip("255.255.255.255"));
+        [
+            forged::datagram(forged::BROADCAST, nobody4, all, 67),
+            forged::datagram(gateway, nobody6, ip(GATEWAY6), ECHO),
+            forged::echo(gateway, nobody6, ip(GATEWAY6)),
+        ]
+        .map(|frame| Attack::frame("as nobody", &frame))
+    };
+    let mut plain = Attacker::new(scene.plain("control", 200), "control", 200);
+    for attack in attacks(&plain) {
+        let before = asked();
+        plain.attack(&attack);
+        wait_until("the control of nobody", Duration::from_secs(3), || asked() >= before + u64::from(COUNT));
+    }
+    plain.container.remove();
+    let attacker = Attacker::new(scene.member("runc", "m1", 2), "m1", 2);
+    let before = asked();
+    attacker.attack_all(&attacks(&attacker));
+    answer(&attacker.container.probe(&["ping", GATEWAY4, "1"]));
+    assert_eq!(asked(), before, "a member spoke as nobody");
+}
