@@ -287,7 +287,8 @@ fn no_lie_of_a_member_is_believed() {
     believed.sort();
     believed.dedup();
     println!("neighbours: control={control} lies believed, jailed={} lies believed: {believed:?}", believed.len());
-    assert_eq!(believed, STILL_BELIEVED, "lies that are believed, against those that are known to be");
+    believed.retain(|lie| !STILL_BELIEVED.contains(&lie.as_str()));
+    assert!(believed.is_empty(), "lies that are believed: {believed:#?}");
     wait_until("the victim's way out", Duration::from_secs(5), || {
         victim.at.container.probe(&["http", SERVICE4]).json()["body"] == VPN4
     });
