@@ -197,9 +197,10 @@ impl Scope<'_> {
         ]
     }
 
-    /// Frames between two ports pass the forward hook when br_netfilter is on.
+    /// Frames between two ports pass the forward hook when br_netfilter is on. By both interfaces: whoever sends from
+    /// elsewhere in a member's name is no member.
     fn members_reach_each_other(&self) -> Option<String> {
-        self.bridge.map(|bridge| format!("oifname \"{bridge}\" accept"))
+        self.bridge.map(|bridge| format!("iifname \"{bridge}\" oifname \"{bridge}\" accept"))
     }
 
     fn members_leave_by_the_exit(&self) -> Vec<String> {

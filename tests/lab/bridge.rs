@@ -18,8 +18,10 @@ pub struct Bridge;
 
 impl Bridge {
     pub fn new(lab: &Lab) -> Self {
+        // With an address of its own, as Docker makes it: else it takes that of a port, another one with each new port,
+        // and whoever knew the gateway has to find it anew.
         lab.sh(&format!(
-            "ip link add {BRIDGE} type bridge
+            "ip link add {BRIDGE} address 02:42:ac:12:00:01 type bridge
             ip addr add {GATEWAY4}/16 dev {BRIDGE}; ip addr add {GATEWAY6}/64 dev {BRIDGE} nodad
             ip link set {BRIDGE} up"
         ));

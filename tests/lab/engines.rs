@@ -219,3 +219,14 @@ fn a_container_on_another_network_is_left_alone(#[case] which: &str) {
     assert!(!host.part("ip rule").contains("700:"), "{}", host.part("ip rule"));
     other.remove();
 }
+
+/// Docker with `"iptables": false`, or a bridge that an administrator made: the jail masquerades by itself.
+#[test]
+fn a_member_comes_out_where_no_engine_masquerades() {
+    let mut scene = crate::scene::strict();
+    scene.lab.sh("nft delete table inet cni");
+    scene.client.start_and_wait();
+    let member = scene.member("runc", "m1", 2);
+    assert_eq!(answer(&member.probe(&["http", SERVICE4])), VPN4);
+    assert_eq!(answer(&member.probe(&["http", SERVICE6])), VPN6);
+}

@@ -1,6 +1,7 @@
 //! Promises P5 and P4: a member with CAP_NET_RAW and CAP_NET_ADMIN that means harm, behind the whole wall and behind
 //! half of it.
 
+mod callers;
 mod forged;
 mod links;
 mod neighbours;

@@ -6,6 +6,7 @@ use crate::engine::Container;
 use crate::engine::oci::Oci;
 use crate::run::answer;
 use crate::scene::{self, Scene};
+use crate::vpn::TUN;
 use crate::world::{DNS4, DNS6, LAN4, LAN6, Lab, SERVICE4, SERVICE6, VPN4, VPN6};
 
 /// Everything that a member may do, and not a packet of it by the uplink. `control` comes from the same questions asked
@@ -113,4 +114,63 @@ fn what_is_refused_is_said_to_be() {
         // (tcp_v6_err), so the answer to the second SYN counts.
         assert!(line["kind"] != "TimedOut", "the application hangs instead of being told: {line}");
     }
+}
+
+/// What the first packets of connections say of their size, read where they come out of the tunnel.
+struct Segments;
+
+impl Segments {
+    const MTU: u16 = 1280;
+
+    fn place(lab: &Lab) {
+        let (fits4, fits6) = (Self::MTU - 40, Self::MTU - 60);
+        lab.vpn.nft(&format!(
+            "table inet segments {{
+                counter fits {{ }}
+                counter too_large {{ }}
+                chain pre {{ type filter hook prerouting priority -300
+                    iifname != {TUN} accept
+                    tcp flags & (syn | ack) != syn accept
+                    meta nfproto ipv4 tcp option maxseg size > {fits4} counter name too_large accept
+                    meta nfproto ipv6 tcp option maxseg size > {fits6} counter name too_large accept
+                    counter name fits
+                }}
+            }}"
+        ));
+    }
+
+    fn read(lab: &Lab, counter: &str) -> u64 {
+        let text = lab.vpn.sh(&format!("nft list counter inet segments {counter}"));
+        let packets = text.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+        packets.and_then(|packets| packets.parse().ok()).expect("a counter")
+    }
+}
+
+#[test]
+fn connections_are_told_what_fits_through_the_exit() {
+    let mut scene = scene::strict();
+    Segments::place(&scene.lab);
+    let narrow = |scene: &mut Scene| {
+        scene.client.start_and_wait();
+        scene.lab.sh(&format!("ip link set {TUN} mtu {}", Segments::MTU));
+    };
+    let connect = |container: &dyn Container| {
+        for service in [SERVICE4, SERVICE6] {
+            answer(&container.probe(&["tcp-echo", service, "7"]));
+        }
+    };
+
+    narrow(&mut scene);
+    scene.lab.recipe();
+    let mut plain = scene.plain("control", 200);
+    connect(&plain);
+    let control = Segments::read(&scene.lab, "too_large");
+    assert!(control >= 2, "positive control: without a jail both families' segments are too large, {control} were");
+    plain.remove();
+    scene.lab.no_recipe();
+
+    let member = scene.member("runc", "m1", 2);
+    connect(&member);
+    assert_eq!(Segments::read(&scene.lab, "too_large"), control, "a member's segments do not fit");
+    assert!(Segments::read(&scene.lab, "fits") >= 2, "a member's connections were not seen");
 }
