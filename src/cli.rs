@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::model::names::{IfName, JailName};
+use crate::model::names::{ContainerId, IfName, JailName};
 
 /// Keep containers behind one network interface, or nowhere.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub enum Command {
     Up(Jails),
     /// Take walls down; one that still holds containers goes with the last of them
     Down(Jails),
+    /// Remove what containers left that died without a poststop hook
+    Sweep(Sweep),
     /// Tell that an exit came or went (from OpenVPN's up and down, or by hand)
     #[command(subcommand)]
     Exit(Exit),
@@ -38,6 +40,9 @@ pub enum Command {
     /// Stand in for an OCI runtime: append the hooks to the bundle's config.json, then run the real runtime
     #[command(disable_help_flag = true)]
     Runtime(Runtime),
+    /// Wait for a container's address and have it judged; the hook starts this by itself
+    #[command(hide = true)]
+    Attend(Attend),
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +71,23 @@ pub struct Jails {
     /// Print what would be done, as ip and nft lines, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Sweep {
+    /// Print what would be removed, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Attend {
+    /// The container's id
+    pub id: ContainerId,
+    /// Its process
+    pub pid: i32,
+    /// When that process started, in clock ticks after boot
+    pub start_time: u64,
 }
 
 #[derive(Debug, Subcommand)]

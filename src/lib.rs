@@ -34,6 +34,7 @@ pub mod config;
 pub mod engine;
 pub mod exit;
 pub mod hold;
+pub mod journal;
 pub mod kernel;
 pub mod model;
 pub mod oci;

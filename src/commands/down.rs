@@ -32,6 +32,7 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
     }
     let store = store.lock()?;
     let mut result = Ok(ExitCode::SUCCESS);
+    leave::sweep_late(&mut host, &store)?;
     for name in &names {
         let taken =
             take_down(&mut host, &store, name, jail(name)).with_context(|| format!("jail {name} was not taken down"));
@@ -65,7 +66,7 @@ fn take_down(
     name: &JailName,
     jail: Option<&crate::model::policy::Jail>,
 ) -> Result<()> {
-    let living = leave::sweep(host, store, name)?;
+    let living = leave::sweep(host, store, name)?.living;
     if living == 0 {
         wall::take_down(host, store, name, jail)?;
         return Ok(());

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::cli::{Exit, ExitArgs};
 use crate::config::Config;
 use crate::exit::openvpn;
-use crate::hold::{Kernel, wall};
+use crate::hold::{Kernel, leave, wall};
 use crate::model::plan;
 use crate::model::policy::Jail;
 use crate::store::{RaisedBy, Store};
@@ -41,6 +41,7 @@ fn follow(jails: &[&Jail], args: &ExitArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let store = store.lock()?;
+    leave::sweep_all(&mut host, &store)?;
     for jail in jails {
         // A wall that nobody raised is not raised by a tunnel: its first member, or `up`, will.
         if store.wall(&jail.name)?.is_some() {

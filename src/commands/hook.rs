@@ -50,17 +50,17 @@ pub fn misspoken(stage: &OsStr, error: &clap::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn create_runtime(config: Option<&Path>, args: &HookArgs) -> Result<()> {
+fn create_runtime(file: Option<&Path>, args: &HookArgs) -> Result<()> {
     let created = oci::created(io::stdin().lock())?;
     let context = || format!("container {} was not started", created.container.id);
-    let config = Config::load(config).with_context(context)?;
+    let config = Config::load(file).with_context(context)?;
     engine::demand_host_privileges().with_context(context)?;
     if args.dry_run {
         let lines = enter::plan_to_enter(&config, &created, args.jail.as_ref()).with_context(context)?;
         return print(lines.as_deref().unwrap_or("# no jail is meant for this container: nothing to do\n"));
     }
-    match enter::enter(&config, &created, args.jail.as_ref()).with_context(context)? {
-        Outcome::NotOurs | Outcome::Held { .. } => Ok(()),
+    match enter::enter(&config, file, &created, args.jail.as_ref()).with_context(context)? {
+        Outcome::NotOurs | Outcome::Held { .. } | Outcome::Late => Ok(()),
     }
 }
 

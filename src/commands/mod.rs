@@ -1,11 +1,13 @@
 //! One file per command, thin: what was said, handed to those who know.
 
+mod attend;
 mod check;
 mod down;
 mod exit;
 mod hook;
 mod runtime;
 mod status;
+mod sweep;
 mod up;
 
 use std::ffi::OsString;
@@ -44,6 +46,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),
         Command::Runtime(args) => runtime::run(args),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Attend(args) => attend::run(config, &args),
     }
 }
 

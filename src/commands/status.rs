@@ -15,7 +15,7 @@ use crate::kernel::nftables::{self, Counter};
 use crate::model::names::JailName;
 use crate::model::objects::{Set, TableId};
 use crate::model::policy::Jail;
-use crate::store::{MemberRecord, MemberState, RaisedBy, Store};
+use crate::store::{MemberRecord, MemberState, RaisedBy, Store, Verdict};
 
 /// The JSON's version: raised when a member changes its meaning or goes.
 const VERSION: u32 = 1;
@@ -24,6 +24,8 @@ const VERSION: u32 = 1;
 struct Report {
     version: u32,
     jails: Vec<JailReport>,
+    /// Locked containers that no jail was named for and that have no address yet which would tell.
+    undecided: Vec<MemberReport>,
 }
 
 #[derive(Serialize)]
@@ -63,9 +65,23 @@ struct Rejected {
 #[derive(Serialize)]
 struct MemberReport {
     containers: Vec<String>,
-    state: MemberState,
+    state: State,
+    /// Why a container is locked.
+    why: Option<String>,
     alive: bool,
     interfaces: Vec<InterfaceReport>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// A hook is at work on it, or died at it; locked.
+    Entering,
+    Held,
+    /// No address yet; locked.
+    Pending,
+    /// It cannot be held; locked.
+    Refused,
 }
 
 #[derive(Serialize)]
@@ -91,6 +107,10 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
         for jail in &report.jails {
             print(&mut out, jail)?;
         }
+        if !report.undecided.is_empty() {
+            writeln!(out, "no jail yet")?;
+            print_members(&mut out, &report.undecided)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,7 +125,8 @@ fn report(config: &Config) -> Result<Report> {
     for name in store.jails()?.iter().filter(|name| config.jail(name).is_none()) {
         jails.push(report_unconfigured(&mut host, &store, name)?);
     }
-    Ok(Report { version: VERSION, jails })
+    let undecided = late_members(&store, None)?;
+    Ok(Report { version: VERSION, jails, undecided })
 }
 
 fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailReport> {
@@ -171,12 +192,32 @@ fn rejected(jail: &JailName) -> Result<Rejected> {
 
 fn members(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<Vec<MemberReport>> {
     let records = store.members(jail)?;
-    if records.is_empty() {
-        return Ok(Vec::new());
+    let mut sent = Vec::new();
+    if !records.is_empty() {
+        sent = nftables::elements(&TableId::guard(jail), Set::Own4)?;
+        sent.extend(nftables::elements(&TableId::guard(jail), Set::Own6)?);
     }
-    let mut sent = nftables::elements(&TableId::guard(jail), Set::Own4)?;
-    sent.extend(nftables::elements(&TableId::guard(jail), Set::Own6)?);
-    records.iter().map(|record| report_member(host, record, &sent)).collect()
+    let mut reports =
+        records.iter().map(|record| report_member(host, record, &sent)).collect::<Result<Vec<MemberReport>>>()?;
+    reports.extend(late_members(store, Some(jail))?);
+    Ok(reports)
+}
+
+/// Containers of this jail that are no members: their address is not there yet, or they cannot be held.
+fn late_members(store: &Store, jail: Option<&JailName>) -> Result<Vec<MemberReport>> {
+    let lates = store.lates()?.into_iter().filter(|late| late.jail.as_ref() == jail);
+    Ok(lates
+        .filter_map(|late| {
+            let alive = late.is_alive();
+            let (state, why) = match late.verdict {
+                Verdict::Waiting { why } => (State::Pending, why),
+                Verdict::Refused { why } => (State::Refused, Some(why)),
+                Verdict::Admitted | Verdict::Nobodys => return None,
+            };
+            let containers = late.containers.iter().map(|container| container.id.to_string()).collect();
+            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new() })
+        })
+        .collect())
 }
 
 fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
@@ -205,7 +246,11 @@ fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>,
         .collect();
     Ok(MemberReport {
         containers: record.containers.iter().map(|container| container.id.to_string()).collect(),
-        state: record.state,
+        state: match record.state {
+            MemberState::Entering => State::Entering,
+            MemberState::Held => State::Held,
+        },
+        why: None,
         alive: leave::is_alive(host, record)?,
         interfaces,
     })
@@ -236,22 +281,32 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
     if jail.members.is_empty() {
         return Ok(writeln!(out, "  no members")?);
     }
+    print_members(out, &jail.members)
+}
+
+fn print_members(out: &mut impl Write, members: &[MemberReport]) -> Result<()> {
     writeln!(
         out,
         "  {:<14} {:<9} {:<10} {:<12} {:>10} {:>12}  addresses",
         "container", "state", "interface", "port", "packets", "bytes"
     )?;
-    for member in &jail.members {
+    for member in members {
         let state = match (member.alive, member.state) {
             (false, _) => "dead",
-            (true, MemberState::Entering) => "entering",
-            (true, MemberState::Held) => "held",
+            (true, State::Entering) => "entering",
+            (true, State::Held) => "held",
+            (true, State::Pending) => "pending",
+            (true, State::Refused) => "refused",
         };
         let id: String = member.containers.first().map(|id| id.chars().take(12).collect()).unwrap_or_default();
         let more = match member.containers.len() {
             0 | 1 => String::new(),
             n => format!("+{}", n - 1),
         };
+        if member.interfaces.is_empty() {
+            let why = member.why.as_deref().unwrap_or("no address yet");
+            writeln!(out, "  {:<14} {state:<9} locked: {why}", format!("{id}{more}"))?;
+        }
         for interface in &member.interfaces {
             writeln!(
                 out,

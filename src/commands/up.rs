@@ -29,6 +29,7 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
     }
     let store = Store::open().lock()?;
     let mut result = Ok(ExitCode::SUCCESS);
+    leave::sweep_late(&mut host, &store)?;
     for jail in jails {
         // Each jail is raised whatever becomes of the others: a jail without a wall is the worse outcome.
         let raised = leave::sweep(&mut host, &store, &jail.name)

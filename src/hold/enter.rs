@@ -1,28 +1,28 @@
 //! A container enters its jail, before its first instruction.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::leave::{take_off, wall_goes_with_its_last_member};
-use super::{Kernel, wall};
+use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
+use super::sight::Sight;
+use super::{Kernel, late, wall};
 use crate::config::Config;
 use crate::kernel::KernelError;
-use crate::kernel::netns::Netns;
 use crate::kernel::nfnetlink::Nfnl;
 use crate::kernel::nftables;
 use crate::kernel::process::Process;
 use crate::model::admit::{self, Confirmed, Refusal};
 use crate::model::desired;
-use crate::model::facts::{FibAnswer, Fingerprint, Link, NetnsFacts};
+use crate::model::facts::{FibAnswer, Fingerprint, NetnsId};
 use crate::model::names::{ContainerId, JailName};
 use crate::model::objects::{Element, TableId};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
 use crate::model::verify::{self, Mismatch};
 use crate::oci::Created;
-use crate::store::{ContainerRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store};
+use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store};
 
 /// What became of a container.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,37 +33,46 @@ pub enum Outcome {
         jail: JailName,
         addresses: Vec<IpAddr>,
     },
+    /// It has no address yet: its lock is closed, and somebody waits.
+    Late,
 }
 
 /// A container that was looked at: whose it is and what its namespace shows.
-struct Candidate<'a> {
-    jail: &'a Jail,
-    netns: Netns,
-    /// Sockets that were opened in its namespace: what is told to them happens there.
-    inside: Kernel,
-    facts: NetnsFacts,
-    process: Process,
+enum Candidate<'a> {
+    /// It has an address, or cannot be held.
+    Now { jail: &'a Jail, sight: Sight },
+    /// Its address is not there yet. Without a jail, none was named.
+    Late { jail: Option<&'a Jail>, sight: Sight },
 }
 
-/// Holds the container, or says why it cannot be held; then nothing of it is left but a closed lock.
-pub fn enter(config: &Config, created: &Created, named: Option<&JailName>) -> Result<Outcome> {
-    let Some(mut candidate) = look(config, created, named)? else { return Ok(Outcome::NotOurs) };
+/// Holds the container, or says why it cannot be held; then nothing of it is left but a closed lock. `file` is the
+/// configuration's, for the helper that waits for an address.
+pub fn enter(config: &Config, file: Option<&Path>, created: &Created, named: Option<&JailName>) -> Result<Outcome> {
+    let Some(candidate) = look(config, created, named)? else { return Ok(Outcome::NotOurs) };
     let mut host = Kernel::open()?;
     let store = Store::open().lock()?;
-    let jail = candidate.jail;
     let id = &created.container.id;
-    let held_before = is_held(&store, &candidate, id)?;
-    match hold(&mut host, &store, &mut candidate, id) {
-        Ok(addresses) => Ok(Outcome::Held { jail: jail.name.clone(), addresses }),
-        // A second call for a container that is held already: what the first one did goes on holding it.
-        Err(error) if held_before => Err(error),
-        Err(error) => {
-            let rolled_back = take_back(&mut host, &store, &candidate, id);
-            let tidied = store.tidy();
-            Err(match rolled_back.and(tidied.map_err(Into::into)) {
-                Ok(()) => error,
-                Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
-            })
+    match candidate {
+        Candidate::Now { jail, mut sight } => {
+            let held_before = is_held(&store, jail, sight.netns.id, id)?;
+            let result = hold_this_one(&mut host, &store, jail, &mut sight, id);
+            match result {
+                // A second call for a container that is held already: what the first one did goes on holding it.
+                Err(error) if held_before => Err(error),
+                Err(error) => Err(taken_back(host, store, jail, sight.netns.id, id, error)),
+                Ok(addresses) => {
+                    if let Err(error) = sweep_if_due(&mut host, &store) {
+                        // What the dead left is in nobody's way, least of all in that of a container that is held.
+                        eprintln!("tunjail: warning: looking for members that died: {error:#}");
+                    }
+                    Ok(Outcome::Held { jail: jail.name.clone(), addresses })
+                }
+            }
+        }
+        Candidate::Late { jail, mut sight } => {
+            its_last_run_is_over(&mut host, &store, &sight, jail, id)?;
+            late::wait_for_its_address(&mut host, store, config, file, jail, &mut sight, id)?;
+            Ok(Outcome::Late)
         }
     }
 }
@@ -73,14 +82,29 @@ pub fn plan_to_enter(config: &Config, created: &Created, named: Option<&JailName
     let Some(candidate) = look(config, created, named)? else { return Ok(None) };
     let mut host = Kernel::open()?;
     let store = Store::open();
-    let survey = wall::survey(&mut host, &store, candidate.jail)?;
-    let mut steps = wall::plan_to_raise(&mut host, &store, candidate.jail, &survey)?;
-    let interfaces = confirm(&mut host, &candidate, survey.bridge.as_ref())?;
-    let desired = desired::member(&candidate.jail.name, &interfaces);
+    let (jails, sight): (Vec<&Jail>, &Sight) = match &candidate {
+        Candidate::Now { jail, sight } => (vec![jail], sight),
+        Candidate::Late { jail, sight } => (late::walls_for(config, *jail), sight),
+    };
+    let mut steps = Vec::new();
+    let mut surveys = Vec::new();
+    for jail in jails {
+        let survey = wall::survey(&mut host, &store, jail)?;
+        steps.extend(wall::plan_to_raise(&mut host, &store, jail, &survey)?);
+        surveys.push(survey);
+    }
     steps.push(Change::CloseLock);
-    steps.push(Change::AddElements([desired.guard, desired.membership].concat()));
-    steps.push(Change::OpenLock(desired.lock));
-    Ok(Some(plan::lines(&steps, &candidate.netns.path().to_string_lossy())))
+    if let (Candidate::Now { jail, .. }, Some(survey)) = (&candidate, surveys.first()) {
+        let interfaces = sight.confirm(&mut host, jail, survey.bridge.as_ref())?;
+        let desired = desired::member(&jail.name, &interfaces);
+        steps.push(Change::AddElements([desired.guard, desired.membership].concat()));
+        steps.push(Change::OpenLock(desired.lock));
+    }
+    let mut text = plan::lines(&steps, &sight.netns.path().to_string_lossy());
+    if matches!(candidate, Candidate::Late { .. }) {
+        text.push_str("# no address yet: the lock stays closed until one came and was confirmed\n");
+    }
+    Ok(Some(text))
 }
 
 /// Finds the jail and reads the namespace. `None`: the container is nobody's.
@@ -90,58 +114,87 @@ fn look<'a>(config: &'a Config, created: &Created, named: Option<&JailName>) -> 
     let process = Process::living(created.pid).with_context(|| {
         format!("the state's pid {} is no living process; createRuntime needs the container's", created.pid)
     })?;
-    let netns = Netns::of_process(created.pid)?;
-    let is_host = netns.id == Netns::own()?.id;
-    if is_host && named.is_none() {
+    let sight = Sight::of(process)?;
+    if sight.is_none() && named.is_none() {
         return Ok(None);
     }
-    let named = named
-        .map(|name| {
-            config.jail(name).ok_or_else(|| {
-                anyhow!(
-                    "jail {name} is not in the configuration ({}); its jails are: {}",
-                    config.sources_text(),
-                    config.names_text()
-                )
-            })
-        })
-        .transpose()?;
-    if is_host {
-        bail!(Refusal::HostNetns);
+    let named = named.map(|name| named_jail(config, name)).transpose()?;
+    let Some(sight) = sight else { bail!(Refusal::HostNetns) };
+    if sight.facts.routable().next().is_some() {
+        let by_address = || sight.facts.routable().find_map(|address| config.jail_for(address.address));
+        return Ok(named.or_else(by_address).map(|jail| Candidate::Now { jail, sight }));
     }
-    let mut inside = netns.run(Kernel::open)?;
-    let facts = NetnsFacts { id: netns.id, links: inside.rtnl.links()?, addresses: inside.rtnl.addresses(None)? };
-    // A pid that was given to another process meanwhile would show another's namespace.
-    if !process.is_alive() {
-        bail!("the container's process {} ended while its namespace was looked at", created.pid);
+    if config.jails.is_empty() {
+        return Ok(None);
     }
-    let jail = match named {
-        Some(jail) => Some(jail),
-        None => facts.routable().find_map(|address| config.jail_for(address.address)),
-    };
-    Ok(jail.map(|jail| Candidate { jail, netns, inside, facts, process }))
+    match named {
+        // What can never be held is refused at once, not when its address comes.
+        Some(jail) => admit::admit_links(&sight.facts).map(|()| Some(Candidate::Late { jail: Some(jail), sight })),
+        None => Ok(Some(Candidate::Late { jail: None, sight })),
+    }
+    .map_err(Into::into)
+}
+
+fn named_jail<'a>(config: &'a Config, name: &JailName) -> Result<&'a Jail> {
+    config.jail(name).ok_or_else(|| {
+        anyhow!(
+            "jail {name} is not in the configuration ({}); its jails are: {}",
+            config.sources_text(),
+            config.names_text()
+        )
+    })
+}
+
+/// Takes the container of the hook, and those that waited in its namespace for an address, into the jail.
+fn hold_this_one(
+    host: &mut Kernel,
+    store: &LockedStore,
+    jail: &Jail,
+    sight: &mut Sight,
+    id: &ContainerId,
+) -> Result<Vec<IpAddr>> {
+    its_last_run_is_over(host, store, sight, Some(jail), id)?;
+    let late = store.late(sight.netns.id)?;
+    let mut containers = vec![ContainerRecord { id: id.clone(), process: sight.process }];
+    let waiting = late.iter().flat_map(|late| &late.containers);
+    containers.extend(waiting.filter(|other| other.id != *id && other.process.is_alive()).cloned());
+    let addresses = hold(host, store, jail, sight, containers, None)?;
+    if let Some(late) = late {
+        late::is_a_member_now(host, store, &late)?;
+    }
+    Ok(addresses)
 }
 
 /// wall -> confirm -> lock closed -> guard and membership -> verify -> lock opened -> record
-fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &ContainerId) -> Result<Vec<IpAddr>> {
-    no_other_jail_holds_it(store, candidate)?;
-    its_last_run_is_over(host, store, candidate, id)?;
-    let survey = wall::ensure(host, store, candidate.jail, RaisedBy::Hook)?;
-    let interfaces = confirm(host, candidate, survey.bridge.as_ref())?;
-    let Candidate { jail, netns, inside, process, .. } = candidate;
+///
+/// `closed` is the fingerprint of a lock that was closed for these containers before, and stays as it is.
+pub(super) fn hold(
+    host: &mut Kernel,
+    store: &LockedStore,
+    jail: &Jail,
+    sight: &mut Sight,
+    entering: Vec<ContainerRecord>,
+    closed: Option<Fingerprint>,
+) -> Result<Vec<IpAddr>> {
+    let netns = sight.netns.id;
+    no_other_jail_holds_it(store, jail, netns)?;
+    let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
+    let interfaces = sight.confirm(host, jail, survey.bridge.as_ref())?;
     let desired = desired::member(&jail.name, &interfaces);
+    let inside = &mut sight.inside;
 
-    let before = store.member(&jail.name, netns.id)?;
+    let before = store.member(&jail.name, netns)?;
     let recorded = before.iter().flat_map(|member| &member.containers).cloned();
     let (mut containers, dead): (Vec<_>, Vec<_>) = recorded.partition(|container| container.process.is_alive());
     // A lock that stands as it was made stays: closing it again would cut the traffic of the pod's other containers.
     // With nobody alive behind it, it is closed anew: the record may be of a dead namespace whose number this one got.
-    let made = before.as_ref().and_then(|member| member.lock).filter(|_| !containers.is_empty());
-    containers.retain(|container| container.id != *id);
-    containers.push(ContainerRecord { id: id.clone(), process: *process });
+    let open = before.as_ref().and_then(|member| member.lock).filter(|_| !containers.is_empty());
+    let made = open.or(closed);
+    containers.retain(|container| entering.iter().all(|new| new.id != container.id));
+    containers.extend(entering);
     let mut member = MemberRecord {
         jail: jail.name.clone(),
-        netns: netns.id,
+        netns,
         state: MemberState::Entering,
         containers,
         interfaces,
@@ -169,7 +222,7 @@ fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &
     });
     if let Err(error) = opened {
         // Not surely, so not at all; unless siblings live behind it, for whom it was open before.
-        if made.is_none() {
+        if open.is_none() {
             nftables::close_lock(&mut inside.nfnl)
                 .with_context(|| format!("{error:#}; and the lock could not be closed again"))?;
         }
@@ -178,64 +231,52 @@ fn hold(host: &mut Kernel, store: &LockedStore, candidate: &mut Candidate, id: &
     Ok(member.interfaces.into_iter().flat_map(|interface| interface.addresses).collect())
 }
 
-fn no_other_jail_holds_it(store: &Store, candidate: &Candidate) -> Result<()> {
-    for other in store.jails()?.iter().filter(|other| **other != candidate.jail.name) {
-        let Some(member) = store.member(other, candidate.netns.id)? else { continue };
-        if member.containers.iter().any(|container| container.process.is_alive()) {
-            bail!(
-                "the container's network namespace is held by jail {other} already (container {}); name one jail for all containers of a pod",
-                member.containers[0].id
-            );
+fn no_other_jail_holds_it(store: &Store, jail: &Jail, netns: NetnsId) -> Result<()> {
+    for other in store.jails()?.iter().filter(|other| **other != jail.name) {
+        let Some(member) = store.member(other, netns)? else { continue };
+        if let Some(container) = member.containers.iter().find(|container| container.process.is_alive()) {
+            bail!(held_by(other, &container.id));
         }
     }
-    Ok(())
+    match store.late(netns)?.filter(LateRecord::is_alive) {
+        Some(LateRecord { jail: Some(other), containers, .. }) if other != jail.name => {
+            bail!(held_by(&other, &containers[0].id))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn held_by(jail: &JailName, container: &ContainerId) -> String {
+    format!(
+        "the container's network namespace is held by jail {jail} already (container {container}); name one jail for all containers of a pod"
+    )
 }
 
 /// A container that starts again leaves the namespace of its last run behind. Its poststop may be late, or never come.
-fn its_last_run_is_over(host: &mut Kernel, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<()> {
-    let (jail, netns) = (&candidate.jail.name, candidate.netns.id);
-    let Some(last) = store.member_of(id)?.filter(|last| last.netns != netns || last.jail != *jail) else {
-        return Ok(());
-    };
+fn its_last_run_is_over(
+    host: &mut Kernel,
+    store: &LockedStore,
+    sight: &Sight,
+    jail: Option<&Jail>,
+    id: &ContainerId,
+) -> Result<()> {
     // Another runtime's container may have the same id.
-    if last.containers.iter().any(|container| container.id == *id && container.process.is_alive()) {
-        return Ok(());
-    }
-    take_off(host, store, last, id)
-}
-
-/// Asks the host about every veth's other end, and lets the model judge.
-fn confirm(host: &mut Kernel, candidate: &Candidate, bridge: Option<&Link>) -> Result<Vec<Confirmed>> {
-    let Candidate { jail, netns, facts, .. } = candidate;
-    let Some(bridge) = bridge else {
-        // Without a bridge the container cannot be on it; its addresses may say better why.
-        admit::admit_addresses(jail, facts)?;
-        bail!(
-            "jail {}: no bridge of this host has an address in {}; create the containers' network first, or set \"bridge = \" in [jail.{}]",
-            jail.name,
-            admit::list(&jail.subnets),
-            jail.name
-        );
+    let is_alive = |containers: &[ContainerRecord]| {
+        containers.iter().any(|container| container.id == *id && container.process.is_alive())
     };
-    let number = host.rtnl.number_of(netns)?;
-    let mut ports = HashMap::new();
-    for link in facts.links.iter().filter(|link| link.is_kind("veth")) {
-        let Some(peer) = link.peer else { continue };
-        let Some(port) = host.rtnl.link_by_index(peer)? else { continue };
-        // Indexes count from 1 in every namespace: only one that points back here is the peer.
-        if port.is_kind("veth")
-            && port.peer == Some(link.index)
-            && port.peer_netns.is_some()
-            && port.peer_netns == number
-        {
-            ports.insert(link.index, port);
-        }
+    let netns = sight.netns.id;
+    let elsewhere = |member: &MemberRecord| member.netns != netns || jail.is_some_and(|jail| jail.name != member.jail);
+    if let Some(last) = store.late_of(id)?.filter(|last| last.netns != netns && !is_alive(&last.containers)) {
+        forget_late(host, store, last, id)?;
     }
-    Ok(admit::admit(jail, facts, &ports, bridge)?)
+    match store.member_of(id)?.filter(|last| elsewhere(last) && !is_alive(&last.containers)) {
+        Some(last) => take_off(host, store, last, id, true),
+        None => Ok(()),
+    }
 }
 
 /// Closes the lock, unless it stands as it was `made` for another container of this namespace.
-fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), KernelError> {
+pub(super) fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), KernelError> {
     match made {
         Some(made) if nftables::fingerprint(inside, &TableId::lock())? == Some(made) => Ok(()),
         _ => nftables::close_lock(inside),
@@ -315,18 +356,29 @@ fn the_kernel_sends_it_by_the_exit(
     bail!("the way of {} could not be asked: every documentation address is the host's own or allowed", unasked[0]);
 }
 
-fn is_held(store: &Store, candidate: &Candidate, id: &ContainerId) -> Result<bool> {
-    let member = store.member(&candidate.jail.name, candidate.netns.id)?;
+fn is_held(store: &Store, jail: &Jail, netns: NetnsId, id: &ContainerId) -> Result<bool> {
+    let member = store.member(&jail.name, netns)?;
     Ok(member.is_some_and(|member| {
         member.state == MemberState::Held && member.containers.iter().any(|container| container.id == *id)
     }))
 }
 
-/// Removes what a failed start left of this container; the lock stays closed.
-fn take_back(host: &mut Kernel, store: &LockedStore, candidate: &Candidate, id: &ContainerId) -> Result<()> {
-    let jail = &candidate.jail.name;
-    match store.member(jail, candidate.netns.id)? {
-        Some(member) => take_off(host, store, member, id),
-        None => wall_goes_with_its_last_member(host, store, jail),
+/// Removes what a failed start left of this container; the lock stays closed. Returns why it failed.
+fn taken_back(
+    mut host: Kernel,
+    store: LockedStore,
+    jail: &Jail,
+    netns: NetnsId,
+    id: &ContainerId,
+    error: anyhow::Error,
+) -> anyhow::Error {
+    let taken = match store.member(&jail.name, netns) {
+        Ok(Some(member)) => take_off(&mut host, &store, member, id, true),
+        Ok(None) => wall_goes_with_its_last_member(&mut host, &store, &jail.name),
+        Err(error) => Err(error.into()),
+    };
+    match taken.and(store.tidy().map_err(Into::into)) {
+        Ok(()) => error,
+        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
     }
 }

@@ -8,22 +8,37 @@ use super::{Kernel, wall};
 use crate::kernel::nftables;
 use crate::model::desired;
 use crate::model::names::{ContainerId, JailName};
+use crate::model::objects::Element;
 use crate::model::plan::{self, Change};
-use crate::store::{LockedStore, MemberRecord, RaisedBy, Store};
+use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, RaisedBy, Store, Verdict};
 
 /// Takes the container out of its jail. A container that is not known is no error.
 pub fn leave(id: &ContainerId) -> Result<()> {
     let store = Store::open();
-    if store.member_of(id)?.is_none() {
+    if store.member_of(id)?.is_none() && store.late_of(id)?.is_none() {
         return Ok(());
     }
     let store = store.lock()?;
-    let Some(member) = store.member_of(id)? else { return Ok(()) };
-    if still_runs(&member, id) {
-        bail!("container {id} still runs, so this poststop is not its own; it stays in jail {}", member.jail);
+    let (late, member) = (store.late_of(id)?, store.member_of(id)?);
+    let containers: Vec<ContainerRecord> = late
+        .iter()
+        .flat_map(|late| &late.containers)
+        .chain(member.iter().flat_map(|m| &m.containers))
+        .cloned()
+        .collect();
+    if still_runs(&containers, id) {
+        let jail = member.map(|member| member.jail).or_else(|| late.and_then(|late| late.jail));
+        let place = jail.map_or_else(|| "stays locked".to_owned(), |jail| format!("stays in jail {jail}"));
+        bail!("container {id} still runs, so this poststop is not its own; it {place}");
     }
     let mut host = Kernel::open()?;
-    take_off(&mut host, &store, member, id)?;
+    if let Some(late) = late {
+        forget_late(&mut host, &store, late, id)?;
+    }
+    if let Some(member) = member {
+        take_off(&mut host, &store, member, id, true)?;
+    }
+    sweep_if_due(&mut host, &store)?;
     Ok(store.tidy()?)
 }
 
@@ -47,10 +62,10 @@ pub fn plan_to_leave(id: &ContainerId) -> Result<String> {
 
 /// A restarted container may have a new process before the poststop of its last one comes. A killed one may take a
 /// moment to be gone.
-fn still_runs(member: &MemberRecord, id: &ContainerId) -> bool {
+fn still_runs(containers: &[ContainerRecord], id: &ContainerId) -> bool {
     const DYING: Duration = Duration::from_millis(250);
     let deadline = Instant::now() + DYING;
-    let alive = || member.containers.iter().any(|container| container.id == *id && container.process.is_alive());
+    let alive = || containers.iter().any(|container| container.id == *id && container.process.is_alive());
     while alive() {
         if Instant::now() > deadline {
             return true;
@@ -60,12 +75,14 @@ fn still_runs(member: &MemberRecord, id: &ContainerId) -> bool {
     false
 }
 
-/// Takes one container off a member, the member off its jail with its last container, the wall with its last member.
+/// Takes one container off a member, the member off its jail with its last container, and, unless the container is
+/// about to be judged anew, the wall with its last member.
 pub(super) fn take_off(
     host: &mut Kernel,
     store: &LockedStore,
     mut member: MemberRecord,
     id: &ContainerId,
+    and_the_wall: bool,
 ) -> Result<()> {
     let (gone, rest): (Vec<_>, Vec<_>) = member.containers.iter().cloned().partition(|container| container.id == *id);
     if !rest.is_empty() {
@@ -75,7 +92,43 @@ pub(super) fn take_off(
         return Ok(store.put_member(&member, &desired.membership)?);
     }
     remove(host, store, &member)?;
-    wall_goes_with_its_last_member(host, store, &member.jail)
+    match and_the_wall {
+        true => wall_goes_with_its_last_member(host, store, &member.jail),
+        false => Ok(()),
+    }
+}
+
+/// Takes one container off those that wait for an address, what shuts their ports with the last of them, and the walls
+/// that stood for them.
+pub(super) fn forget_late(
+    host: &mut Kernel,
+    store: &LockedStore,
+    mut late: LateRecord,
+    id: &ContainerId,
+) -> Result<()> {
+    let (gone, rest): (Vec<_>, Vec<_>) = late.containers.iter().cloned().partition(|container| container.id == *id);
+    if !rest.is_empty() {
+        store.release_late(&late, &gone)?;
+        late.containers = rest;
+        return Ok(store.put_late(&late)?);
+    }
+    remove_late(host, store, &late)?;
+    walls_go_with_their_last_members(host, store)
+}
+
+fn remove_late(host: &mut Kernel, store: &LockedStore, late: &LateRecord) -> Result<()> {
+    nftables::delete_elements(&mut host.nfnl, &shut_elements(late))?;
+    Ok(store.remove_late(late)?)
+}
+
+/// What shuts the ports of a container that was refused.
+pub(super) fn shut_elements(late: &LateRecord) -> Vec<Element> {
+    late.shut.iter().flat_map(|(jail, ports)| desired::shut(jail, ports)).collect()
+}
+
+/// Every wall that a hook raised and that holds nobody goes.
+pub(super) fn walls_go_with_their_last_members(host: &mut Kernel, store: &LockedStore) -> Result<()> {
+    store.jails()?.iter().try_for_each(|jail| wall_goes_with_its_last_member(host, store, jail))
 }
 
 /// Removes a member's elements and record. Elements that a later member claims are left to that one.
@@ -98,6 +151,9 @@ pub(super) fn wall_goes_with_its_last_member(host: &mut Kernel, store: &LockedSt
 /// Looks for one living member and removes the dead that stand before it: a member whose poststop never came must not
 /// keep the wall for ever.
 fn nobody_is_left(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<bool> {
+    if store.lates()?.iter().any(|late| late.needs_wall_of(jail) && late.is_alive()) {
+        return Ok(false);
+    }
     for member in store.each_member(jail)? {
         let member = member?;
         if is_alive(host, &member)? {
@@ -108,17 +164,81 @@ fn nobody_is_left(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Re
     Ok(true)
 }
 
-/// Removes members whose bridge ports are gone and whose processes are dead: nobody told. Returns how many live.
-pub fn sweep(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<usize> {
-    let mut living = 0;
+/// What a sweep found in one jail.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Members that live, and containers that the wall stands for until their address is there.
+    pub living: usize,
+    /// Records that were removed.
+    pub dead: usize,
+}
+
+/// Removes members whose bridge ports are gone and whose processes are dead: nobody told.
+pub fn sweep(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<Swept> {
+    let mut swept = Swept::default();
     for member in store.members(jail)? {
         if is_alive(host, &member)? {
-            living += 1;
+            swept.living += 1;
         } else {
             remove(host, store, &member)?;
+            swept.dead += 1;
         }
     }
-    Ok(living)
+    swept.living += store.lates()?.iter().filter(|late| late.needs_wall_of(jail) && late.is_alive()).count();
+    Ok(swept)
+}
+
+/// Every jail's members and whoever waits for an address. Walls that a hook raised go with the last. Returns how many
+/// records were removed.
+pub fn sweep_all(host: &mut Kernel, store: &LockedStore) -> Result<usize> {
+    let mut dead = sweep_late(host, store)?;
+    for jail in store.jails()? {
+        dead += sweep(host, store, &jail)?.dead;
+    }
+    if dead > 0 {
+        walls_go_with_their_last_members(host, store)?;
+    }
+    Ok(dead)
+}
+
+/// What `sweep_all` would remove, as lines.
+pub fn plan_to_sweep(host: &mut Kernel, store: &Store) -> Result<String> {
+    let mut steps = Vec::new();
+    for jail in store.jails()? {
+        for member in store.members(&jail)? {
+            if !is_alive(host, &member)? {
+                let desired = desired::member(&jail, &member.interfaces);
+                steps.push(Change::DeleteElements([desired.guard, desired.membership].concat()));
+            }
+        }
+    }
+    let dead = |late: &LateRecord| !late.is_alive() && late.shut.is_some();
+    steps.extend(
+        store.lates()?.iter().filter(|late| dead(late)).map(|late| Change::DeleteElements(shut_elements(late))),
+    );
+    Ok(plan::lines(&steps, ""))
+}
+
+/// What a hook does about the dead: everything while there are few members, and otherwise not at every call, so that it
+/// costs the same with any number of members.
+pub(super) fn sweep_if_due(host: &mut Kernel, store: &LockedStore) -> Result<()> {
+    if store.sweep_is_due()? {
+        sweep_all(host, store)?;
+    }
+    Ok(())
+}
+
+/// Removes records of containers that died while they waited for an address. Returns how many.
+pub fn sweep_late(host: &mut Kernel, store: &LockedStore) -> Result<usize> {
+    let mut dead = 0;
+    for late in store.lates()? {
+        let unattended = !late.attendant.is_some_and(|attendant| attendant.is_alive());
+        if !late.is_alive() || (late.verdict == Verdict::Admitted && unattended) {
+            remove_late(host, store, &late)?;
+            dead += 1;
+        }
+    }
+    Ok(dead)
 }
 
 /// Whether anything of the member lives: a process of its containers, or a bridge port.

@@ -5,10 +5,14 @@
 //!
 //! - [`wall`]: a jail's wall, raised, kept standing, taken down
 //! - [`enter`]: a container, held from before its first instruction
+//! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
 
+pub mod attend;
 pub mod enter;
+pub mod late;
 pub mod leave;
+mod sight;
 pub mod wall;
 
 use anyhow::Result;

@@ -6,6 +6,7 @@
 //! - [`nfnetlink`]: nf_tables' tongue: one batch, one transaction
 //! - [`nftables`]: fingerprints, set elements, the lock; and `nft` for the wall
 //! - [`process`]: whether a pid is still the process it was
+//! - [`watch`]: waiting for a network namespace to change
 
 pub mod netlink;
 pub mod netns;
@@ -13,6 +14,7 @@ pub mod nfnetlink;
 pub mod nftables;
 pub mod process;
 pub mod rtnetlink;
+pub mod watch;
 
 use std::io;
 

@@ -1,9 +1,22 @@
-//! Whether a pid is still the process it was, and whether it still lives.
+//! Whether a pid is still the process it was, whether it still lives, and whether it has begun to run what it is for.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+
+/// `CAP_NET_ADMIN` (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// The file that a process executes. A container's process executes its runtime until the runtime's `start`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executable {
+    dev: u64,
+    ino: u64,
+}
 
 /// A process, told apart from a later one with the same pid by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +43,30 @@ impl Process {
 
     pub fn is_alive(&self) -> bool {
         Self::living(self.pid) == Some(*self)
+    }
+
+    /// What it executes now (/proc/PID/exe, proc(5)).
+    pub fn executable(&self) -> io::Result<Executable> {
+        let file = fs::metadata(format!("/proc/{}/exe", self.pid))?;
+        Ok(Executable { dev: file.dev(), ino: file.ino() })
+    }
+
+    /// Whether this process, or anything that it starts, can have CAP_NET_ADMIN: its bounding set (capabilities(7)).
+    pub fn may_change_its_network(&self) -> io::Result<bool> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+        let set = set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let set = set.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapBnd in /proc/PID/status"))?;
+        Ok(set & (1 << CAP_NET_ADMIN) != 0)
+    }
+
+    /// A descriptor that becomes readable when the process ends (pidfd_open(2)).
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let pid = Pid::from_raw(self.pid).ok_or_else(gone)?;
+        let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+        // Asked after it was opened: the pid may have been another's by then.
+        if self.is_alive() { Ok(descriptor) } else { Err(gone()) }
     }
 }
 

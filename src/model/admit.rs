@@ -38,9 +38,7 @@ pub enum Refusal {
         "the container uses the host's own network namespace, which no jail can hold; start it on the jail's network instead of --network host"
     )]
     HostNetns,
-    #[error(
-        "the container has no address yet; attach it to a network in {subnets} before it starts (engines that attach networks after create, like Docker 28 or Podman with a user namespace, are not supported yet)"
-    )]
+    #[error("the container has no address; attach it to a network in {subnets} before it starts")]
     NoAddress { subnets: String },
     #[error(
         "interface {interface} of the container has address {address}, which is outside jail {jail}'s subnets {subnets}; attach the container to the jail's network alone"
@@ -119,6 +117,22 @@ fn foreign_addresses_are_refused(jail: &Jail, netns: &NetnsFacts) -> Result<(), 
     }
 }
 
+/// Refuses interfaces that can never be held, before any of them has an address.
+pub fn admit_links(netns: &NetnsFacts) -> Result<(), Refusal> {
+    let links = netns.links.iter().filter(|link| !link.loopback && !is_idle_fallback_tunnel(link, netns));
+    links.filter(|link| !link.is_kind("veth")).try_for_each(|link| Err(unholdable(link)))
+}
+
+/// Whether there is nothing but loopback: `--network none`, or an engine that has not begun yet.
+pub fn has_nothing_to_hold(netns: &NetnsFacts) -> bool {
+    netns.links.iter().all(|link| link.loopback || is_idle_fallback_tunnel(link, netns))
+}
+
+fn unholdable(link: &Link) -> Refusal {
+    let kind = link.kind.clone().unwrap_or_else(|| "a physical interface".to_owned());
+    Refusal::Unholdable { interface: link.name.clone(), kind }
+}
+
 fn is_idle_fallback_tunnel(link: &Link, netns: &NetnsFacts) -> bool {
     !link.up
         && link.kind.as_deref().is_some_and(|kind| FALLBACK_TUNNELS.contains(&kind))
@@ -134,8 +148,7 @@ fn confirm(
 ) -> Result<Confirmed, Refusal> {
     let interface = link.name.clone();
     if !link.is_kind("veth") {
-        let kind = link.kind.clone().unwrap_or_else(|| "a physical interface".to_owned());
-        return Err(Refusal::Unholdable { interface, kind });
+        return Err(unholdable(link));
     }
     let Some(port) = ports.get(&link.index) else {
         return Err(Refusal::PeerElsewhere { interface });

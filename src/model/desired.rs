@@ -132,9 +132,7 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
     let table = TableId::guard(jail);
     let mac = Part::Mac(interface.mac);
     let port = Part::Index(interface.port);
-    let mut elements: Vec<Element> = [table.clone(), TableId::wall(jail)]
-        .map(|table| Element { table, set: Set::Ports, key: vec![port.clone()] })
-        .into();
+    let mut elements: Vec<Element> = is_judged(jail, interface.port).into();
     let unspecified = Family::BOTH.map(|family| family.everything().addr());
     for address in own_addresses(interface).into_iter().chain(unspecified) {
         let set = match address {
@@ -151,6 +149,20 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
         }
     }
     elements
+}
+
+/// Bridge ports of a container that cannot be held: they are judged, and nothing is their own, so they may say nothing.
+pub fn shut(jail: &JailName, ports: &[u32]) -> Vec<Element> {
+    let judged = |port: &u32| is_judged(jail, *port);
+    ports.iter().flat_map(judged).collect()
+}
+
+fn is_judged(jail: &JailName, port: u32) -> [Element; 2] {
+    [TableId::guard(jail), TableId::wall(jail)].map(|table| Element {
+        table,
+        set: Set::Ports,
+        key: vec![Part::Index(port)],
+    })
 }
 
 fn membership(jail: &JailName, interface: &Confirmed) -> Vec<Element> {

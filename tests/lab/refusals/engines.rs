@@ -17,7 +17,6 @@ enum Reason {
     HostNetworkByAnnotation,
     ForeignAddress,
     SecondNetwork,
-    NoAddress,
     UnknownJail,
     UnknownJailByAnnotation,
     BrokenConfiguration,
@@ -25,12 +24,11 @@ enum Reason {
     TakenTable,
 }
 
-const REASONS: [Reason; 10] = [
+const REASONS: [Reason; 9] = [
     Reason::HostNetwork,
     Reason::HostNetworkByAnnotation,
     Reason::ForeignAddress,
     Reason::SecondNetwork,
-    Reason::NoAddress,
     Reason::UnknownJail,
     Reason::UnknownJailByAnnotation,
     Reason::BrokenConfiguration,
@@ -59,10 +57,6 @@ impl Reason {
                     netns.name()
                 ));
                 (jailed(bundle), &["eth1", "not a port of jail vpn's bridge"])
-            }
-            Self::NoAddress => {
-                netns.sh("ip addr flush dev eth0 scope global");
-                (annotated(bundle, "vpn"), &["no address yet"])
             }
             Self::UnknownJail => (bundle.jailed(&["--jail", "office"]), &["jail office is not in the configuration"]),
             Self::UnknownJailByAnnotation => {

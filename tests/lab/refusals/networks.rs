@@ -40,15 +40,6 @@ fn assert_not_held(yard: &Yard, stand: &Stand, fragments: &[&str]) {
 }
 
 #[test]
-fn a_container_without_an_address_is_refused() {
-    let yard = Yard::new(JAIL);
-    let stand = Stand::new(&yard.lab, yard.bridge.plug_bare("m1"));
-    assert_not_held(&yard, &stand, &["no address yet", "attach it to a network in 172.18.0.0/16, fd00:18::/64"]);
-    let only_lo = Stand::new(&yard.lab, Netns::add("none"));
-    assert_not_held(&yard, &only_lo, &["no address yet"]);
-}
-
-#[test]
 fn a_foreign_address_is_refused() {
     let yard = Yard::new(JAIL);
     for (script, shown) in [

@@ -5,22 +5,27 @@
 //! jails/JAIL/wall.json           the jail's wall: its table, who raised it, what was loaded
 //! jails/JAIL/members/NETNS.json  a member: its containers, interfaces, lock
 //! jails/JAIL/claims/MAC-ADDRESS  -> NETNS: whose element in the wall that is
-//! containers/ID                  -> ../jails/JAIL/members/NETNS.json
+//! late/NETNS.json                a container whose address comes late, until it was started: see [`late`]
+//! containers/ID                  -> ../jails/JAIL/members/NETNS.json or ../late/NETNS.json
 //! ```
 //!
 //! A member is named by its network namespace's inode, which is unique among the living: two containers of one pod are
 //! one member, a restarted container is another. The links make every lookup a constant number of steps, however many
 //! members there are. /run is a tmpfs: after a reboot neither the kernel nor this directory holds anything.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+mod files;
+mod late;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::files::{at, count_some, link, make_dir, names_in, read, remove, remove_dir_if_empty, tidy_dir, write};
+pub use self::late::{LateRecord, Verdict};
 use crate::kernel::process::Process;
 use crate::model::admit::Confirmed;
 use crate::model::facts::{Fingerprint, NetnsId, Tables};
@@ -47,11 +52,6 @@ pub enum StoreError {
     Version { path: PathBuf, found: u32 },
     #[error("another tunjail holds {path} for more than {} s; look for a hanging one with `fuser {path}`", PATIENCE.as_secs())]
     Busy { path: PathBuf },
-}
-
-fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { path, source }
 }
 
 /// Who raised a wall, and so who takes it down.
@@ -103,13 +103,6 @@ pub struct MemberRecord {
     pub lock: Option<Fingerprint>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Versioned<T> {
-    version: u32,
-    #[serde(flatten)]
-    record: T,
-}
-
 /// The records. Reading needs no lock: every write is atomic.
 #[derive(Debug)]
 pub struct Store {
@@ -133,6 +126,11 @@ impl std::ops::Deref for LockedStore {
 impl Store {
     pub fn open() -> Self {
         Self { root: PathBuf::from(ROOT) }
+    }
+
+    /// Whether anything is on record.
+    pub fn is_there(&self) -> bool {
+        self.root.exists()
     }
 
     fn jail_dir(&self, jail: &JailName) -> PathBuf {
@@ -174,7 +172,11 @@ impl Store {
 
     /// The member that the container `id` belongs to.
     pub fn member_of(&self, id: &ContainerId) -> Result<Option<MemberRecord>, StoreError> {
-        let member: Option<MemberRecord> = read(&self.container_path(id))?;
+        let path = self.container_path(id);
+        if !fs::read_link(&path).is_ok_and(|target| target.starts_with("../jails")) {
+            return Ok(None);
+        }
+        let member: Option<MemberRecord> = read(&path)?;
         Ok(member.filter(|member| member.containers.iter().any(|container| container.id == *id)))
     }
 
@@ -241,7 +243,34 @@ impl Store {
     }
 }
 
+/// With this many members or fewer, all are looked at whenever something changes.
+const FEW: usize = 8;
+/// With more, this often.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
 impl LockedStore {
+    fn swept_path(&self) -> PathBuf {
+        self.root.join("swept")
+    }
+
+    /// Whether it is time to look for members that died without a poststop; if so, the next time is counted from now.
+    pub fn sweep_is_due(&self) -> Result<bool, StoreError> {
+        let mut members = 0;
+        for jail in self.jails()? {
+            members += count_some(&self.members_dir(&jail), FEW + 1)?;
+        }
+        if members + count_some(&self.late_dir(), FEW + 1)? <= FEW {
+            return Ok(true);
+        }
+        let path = self.swept_path();
+        let last = fs::metadata(&path).and_then(|file| file.modified());
+        if last.is_ok_and(|last| last.elapsed().is_ok_and(|age| age < SWEEP_INTERVAL)) {
+            return Ok(false);
+        }
+        fs::write(&path, "").map_err(at(&path))?;
+        Ok(true)
+    }
+
     pub fn put_wall(&self, wall: &WallRecord) -> Result<(), StoreError> {
         make_dir(&self.jails_dir())?;
         make_dir(&self.jail_dir(&wall.jail))?;
@@ -323,11 +352,12 @@ impl LockedStore {
                 tidy_dir(&directory)?;
             }
         }
-        let parts = [self.jails_dir(), self.root.join("containers")];
+        let parts = [self.jails_dir(), self.late_dir(), self.root.join("containers")];
         for part in &parts {
             tidy_dir(part)?;
         }
         if !parts.iter().any(|part| part.exists()) {
+            remove(&self.swept_path())?;
             remove(&self.root.join("lock"))?;
             remove_dir_if_empty(&self.root)?;
         }
@@ -353,89 +383,4 @@ fn claim(element: &Element) -> String {
         })
         .collect();
     parts.join("-")
-}
-
-fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
-    match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(at(directory)(error)),
-        Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()),
-    }
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    let text = match fs::read(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        text => text.map_err(at(path))?,
-    };
-    #[derive(Deserialize)]
-    struct VersionOnly {
-        version: u32,
-    }
-    let damaged = |source| StoreError::Damaged { path: path.to_owned(), source };
-    let VersionOnly { version } = serde_json::from_slice(&text).map_err(damaged)?;
-    if version != VERSION {
-        return Err(StoreError::Version { path: path.to_owned(), found: version });
-    }
-    let versioned: Versioned<T> = serde_json::from_slice(&text).map_err(damaged)?;
-    Ok(Some(versioned.record))
-}
-
-/// What becomes a record, whole, by being renamed. Only the holder of the lock writes, so there is one of them in each
-/// directory at most, and one that a crash left is in nobody's way: the next one replaces it, or [`tidy_dir`] does.
-const DRAFT: &str = ".draft";
-
-fn write(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let text = serde_json::to_vec(&Versioned { version: VERSION, record })
-        .map_err(|source| StoreError::Damaged { path: path.to_owned(), source })?;
-    let draft = path.with_file_name(DRAFT);
-    remove(&draft)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(at(path))?;
-    file.write_all(&text).map_err(at(path))?;
-    fs::rename(&draft, path).map_err(at(path))
-}
-
-/// Makes or replaces a symbolic link; readers see the old one or the new one.
-fn link(target: &str, path: &Path) -> Result<(), StoreError> {
-    if fs::read_link(path).is_ok_and(|there| there == Path::new(target)) {
-        return Ok(());
-    }
-    match symlink(target, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let draft = path.with_file_name(DRAFT);
-            remove(&draft)?;
-            symlink(target, &draft).map_err(at(path))?;
-            fs::rename(&draft, path).map_err(at(path))
-        }
-        result => result.map_err(at(path)),
-    }
-}
-
-fn make_dir(path: &Path) -> Result<(), StoreError> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result.map_err(at(path)),
-    }
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
-        result => result.map_err(at(path)),
-    }
-}
-
-/// Removes a directory unless it holds something.
-fn tidy_dir(path: &Path) -> Result<(), StoreError> {
-    remove(&path.join(DRAFT))?;
-    remove_dir_if_empty(path)
-}
-
-fn remove_dir_if_empty(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
-        result => result.map_err(at(path)),
-    }
 }
