@@ -4,6 +4,7 @@
 //! ends it earlier leaves the lock closed.
 
 use std::ffi::OsStr;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -19,7 +20,7 @@ use super::sight::Sight;
 use crate::config::Config;
 use crate::journal;
 use crate::kernel::netns::Netns;
-use crate::kernel::process::Process;
+use crate::kernel::process::{Process, give_back_code};
 use crate::kernel::watch::{Watch, Woken};
 use crate::model::facts::NetnsFacts;
 use crate::model::names::ContainerId;
@@ -79,7 +80,7 @@ fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
     let watch = netns.run(Watch::open)?;
     let Ok(sight) = Sight::of(process) else { return its_end(id, process) };
     let Some(sight) = sight else { return Ok(None) };
-    let mut round = Round { file, id, sight, judged: None, refused: None, reported: String::new() };
+    let mut round = Round { file, id, sight, judged: None, refused: None, reported: String::new(), at_rest: true };
     let deadline = Instant::now() + LIFE;
     loop {
         let pause = match round.turn(Instant::now() > deadline) {
@@ -92,6 +93,10 @@ fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
             Err(error) if process.is_alive() => return Err(error),
             Err(_) => return its_end(id, process),
         };
+        if mem::take(&mut round.at_rest) {
+            // A convenience: it waits as well with its code in memory.
+            let _ = give_back_code();
+        }
         if watch.wait(died.as_fd(), pause)? == Woken::Ended {
             return its_end(id, process);
         }
@@ -113,6 +118,8 @@ struct Round<'a> {
     refused: Option<(Instant, Duration)>,
     /// What the journal was told last.
     reported: String,
+    /// It has worked, and will now wait.
+    at_rest: bool,
 }
 
 impl Round<'_> {
@@ -151,6 +158,7 @@ impl Round<'_> {
         let late = late::judge(&mut host, &store, &config, &mut self.sight, late)?;
         store.tidy()?;
         self.judged = Some(facts);
+        self.at_rest = true;
         self.refused = match (&late.verdict, self.refused) {
             (Verdict::Refused { .. }, None) => Some((Instant::now(), FIRST_RETRY)),
             (Verdict::Refused { .. }, Some((since, pause))) => {
