@@ -1,5 +1,6 @@
 //! Where it is measured: a host with a jail, in network and mount namespaces of this process.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -73,6 +74,10 @@ pub struct Member {
 }
 
 impl Member {
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).unwrap_or_default()
+    }
+
     /// The container's process ends; its network namespace stays.
     fn end(&mut self) {
         let _ = self.process.kill();
@@ -180,6 +185,15 @@ impl Lab {
 
     /// The container with this number: its process, its network namespace and its veth; not enrolled yet.
     pub fn member(&self, number: u16) -> Result<Member> {
+        self.make(number, true)
+    }
+
+    /// The same, on the bridge but without an address.
+    pub fn member_without_address(&self, number: u16) -> Result<Member> {
+        self.make(number, false)
+    }
+
+    fn make(&self, number: u16, with_address: bool) -> Result<Member> {
         let Identity { id, veth, mac, v4, v6 } = Identity::of(number);
         let mut sleep = idle();
         // SAFETY: unshare(2) is a plain system call, which is all that may be done between fork and exec.
@@ -188,6 +202,9 @@ impl Lab {
         let netns = Netns::of_process(process.id().try_into()?)?;
         let member = Member { state: self.path(&format!("{id}.json")), id, netns, process };
         let pid = member.process.id();
+        if !with_address {
+            feed("nsenter", &[&format!("--net=/proc/{pid}/ns/net"), "ip", "-batch", "-"], "link set lo up\n")?;
+        }
         feed(
             "ip",
             &["-batch", "-"],
@@ -195,17 +212,36 @@ impl Lab {
                 "link add {veth} type veth peer name eth0 address {mac} netns {pid}\nlink set {veth} master vpn up\n"
             ),
         )?;
-        feed(
-            "nsenter",
-            &[&format!("--net=/proc/{pid}/ns/net"), "ip", "-batch", "-"],
-            &format!(
-                "link set lo up\naddr add {v4}/16 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
-                 route add default via 172.18.0.1\nroute add default via fd00:18::1\n"
-            ),
-        )?;
+        if with_address {
+            feed(
+                "nsenter",
+                &[&format!("--net=/proc/{pid}/ns/net"), "ip", "-batch", "-"],
+                &format!(
+                    "link set lo up\naddr add {v4}/16 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
+                     route add default via 172.18.0.1\nroute add default via fd00:18::1\n"
+                ),
+            )?;
+        }
         fs::create_dir(self.path(&member.id))?;
         self.write_state(&member)?;
         Ok(member)
+    }
+
+    /// Begins to give a member its IPv4 address, as an engine does it late.
+    pub fn give_address(&self, member: &Member, number: u16) -> Result<(Child, Start)> {
+        let netns = format!("--net=/proc/{}/ns/net", member.process.id());
+        let address = format!("{}/16", Identity::of(number).v4);
+        let given = Start::new("nsenter", &[&netns, "ip", "addr", "add", &address, "dev", "eth0"]);
+        Ok((given.spawn()?, given))
+    }
+
+    /// The container ends, and the engine says so.
+    pub fn forget(&self, member: &mut Member) -> Result<()> {
+        member.end();
+        let stopped = self.path("stopped.json");
+        let state = json!({ "ociVersion": "1.0.2", "id": member.id, "status": "stopped", "bundle": "/" });
+        fs::write(&stopped, state.to_string())?;
+        self.start(&["hook", "poststop"]).stdin(&stopped).untimed()
     }
 
     fn write_state(&self, member: &Member) -> Result<()> {
@@ -252,6 +288,23 @@ impl Lab {
 
     /// `crun run` of a container that is over at once, in the member's network namespace.
     pub fn crun(&self, name: &str, member: &Member, hooks: bool) -> Result<Start> {
+        let tunjail = [self.tunjail.as_os_str()];
+        let bundle = self.bundle(name, member, if hooks { &tunjail } else { &[] })?;
+        Ok(self.crun_call(&["run", "--bundle", &bundle.to_string_lossy(), &format!("bench-{name}")]))
+    }
+
+    pub fn crun_call(&self, args: &[&str]) -> Start {
+        let args = [&["--cgroup-manager=disabled"], args].concat();
+        Start::new("crun", &args).env("TUNJAIL_CONFIG", self.path("tunjail.toml"))
+    }
+
+    /// The program that is measured.
+    pub fn program(&self) -> &Path {
+        &self.tunjail
+    }
+
+    /// A bundle whose hooks are tunjail's, started by the command line `program`; none when that is empty.
+    pub fn bundle(&self, name: &str, member: &Member, program: &[&OsStr]) -> Result<PathBuf> {
         let bundle = self.path(name);
         fs::create_dir_all(bundle.join("rootfs/bin"))?;
         fs::create_dir_all(bundle.join("rootfs/proc"))?;
@@ -261,11 +314,18 @@ impl Lab {
         File::create(&netns)?;
         let there = format!("/proc/{}/ns/net", member.process.id());
         mount(Some(there.as_str()), netns.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        let hook = |stage: &str| json!([{ "path": self.tunjail, "args": ["tunjail", "hook", stage], "timeout": 10 }]);
-        let hooks = if hooks {
-            json!({ "createRuntime": hook("create-runtime"), "poststop": hook("poststop") })
-        } else {
-            json!({})
+        let hooks = match program {
+            [] => json!({}),
+            [path, ..] => {
+                let hook = |stage: &str| -> Result<Value> {
+                    let mut args = Vec::new();
+                    for word in program.iter().copied().chain(["hook", stage].map(OsStr::new)) {
+                        args.push(word.to_str().context("a path that is no text")?);
+                    }
+                    Ok(json!([{ "path": path.to_str(), "args": args, "timeout": 60 }]))
+                };
+                json!({ "createRuntime": hook("create-runtime")?, "poststop": hook("poststop")? })
+            }
         };
         let config = json!({
             "ociVersion": "1.0.2",
@@ -283,9 +343,7 @@ impl Lab {
             ] },
         });
         fs::write(bundle.join("config.json"), config.to_string())?;
-        let bundle = bundle.to_string_lossy();
-        let args = ["--cgroup-manager=disabled", "run", "--bundle", &bundle, &format!("bench-{name}")];
-        Ok(Start::new("crun", &args).env("TUNJAIL_CONFIG", self.path("tunjail.toml")))
+        Ok(bundle)
     }
 }
 

@@ -6,11 +6,14 @@
 //!
 //! `make bench` runs it, as root, in network and mount namespaces of its own.
 
+mod burst;
 mod crowd;
 mod lab;
+mod late;
 mod measure;
 
 use std::cell::RefCell;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,7 +29,20 @@ const MIN_RUNS: usize = 50;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1) {
+        Some(word) if word == burst::STOPWATCH => burst::stopwatch(&args[2..]),
+        _ => measure(&wanted(args)).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Names of sections: `cargo bench --bench hook -- burst late`. None: all of them.
+fn wanted(args: Vec<String>) -> Vec<String> {
+    args.into_iter().skip(1).filter(|word| !word.starts_with('-')).collect()
+}
+
+fn measure(wanted: &[String]) -> Result<()> {
     let lab = Lab::build().context("the bench's own namespaces")?;
     let first = lab.member(0)?;
     // Any other number that is no member's of the crowd.
@@ -34,12 +50,21 @@ fn main() -> Result<()> {
     lab.tunjail(&["up", "vpn"])?;
     lab.enrol(&first)?;
 
+    let sections: [(&str, &dyn Fn() -> Result<()>); 7] = [
+        ("floor", &|| against_an_empty_binary(&lab, &second)),
+        ("recipe", &|| against_the_recipe(&lab, &second)),
+        ("outside", &|| looked_at_from_outside(&lab, &second)),
+        ("crun", &|| around_crun(&lab, &second)),
+        ("burst", &|| burst::at_once(&lab)),
+        ("late", &|| late::from_address_to_open_lock(&lab)),
+        ("members", &|| with_more_members(&lab, &first, &second)),
+    ];
     println!("times in ms: minimum, median, maximum");
-    against_an_empty_binary(&lab, &second)?;
-    against_the_recipe(&lab, &second)?;
-    looked_at_from_outside(&lab, &second)?;
-    around_crun(&lab, &second)?;
-    with_more_members(&lab, &first, &second)
+    for (_, measure) in sections.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| word == name))
+    {
+        measure()?;
+    }
+    Ok(())
 }
 
 /// The second member into a standing wall, against the floor: a static binary that does nothing. Memory, too.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -88,6 +88,21 @@ impl Start {
             bail!("{} failed: {}", self.shown(), read_from_start(stderr)?.trim_end());
         }
         Ok(Sample { wall, peak_bytes })
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&self) -> Result<Child> {
+        let mut command = Command::new(&self.argv[0]);
+        command.args(&self.argv[1..]).envs(self.env.iter().map(|(k, v)| (k, v)));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().with_context(|| format!("cannot start {}", self.shown()))
+    }
+
+    /// Waits for one that was spawned. Fails when the program did.
+    pub fn finish(&self, mut child: Child) -> Result<()> {
+        let status = child.wait()?;
+        anyhow::ensure!(status.success(), "{} failed: {status}", self.shown());
+        Ok(())
     }
 
     fn shown(&self) -> String {

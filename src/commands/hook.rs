@@ -12,9 +12,11 @@ use crate::config::Config;
 use crate::engine;
 use crate::hold::enter::{self, Outcome};
 use crate::hold::leave;
+use crate::kernel::process::hurry;
 use crate::oci;
 
 pub fn run(config: Option<&Path>, hook: Hook) -> Result<ExitCode> {
+    hurry();
     match hook {
         Hook::CreateRuntime(args) => match create_runtime(config, &args) {
             Ok(()) => Ok(ExitCode::SUCCESS),

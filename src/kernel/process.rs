@@ -70,6 +70,14 @@ impl Process {
     }
 }
 
+/// Asks the scheduler to run this process before others. A hook is short, a container's start waits for it, and it holds
+/// a lock that the other hooks wait for: when a hundred containers start at once, it would otherwise take its turn behind
+/// all their processes. Without CAP_SYS_NICE it is as it was.
+pub fn hurry() {
+    const FIRST: i32 = -20;
+    let _ = rustix::process::setpriority_process(None, FIRST);
+}
+
 /// Gives back the memory that this process' code takes, for one that is about to wait. What is needed again is mapped
 /// again from the file, which every other tunjail has in the same pages.
 pub fn give_back_code() -> io::Result<()> {

@@ -22,6 +22,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use self::files::{at, count_some, link, make_dir, names_in, read, remove, remove_dir_if_empty, tidy_dir, write};
@@ -224,15 +227,13 @@ impl Store {
                     return Err(at(&path)(error));
                 }
             };
-            loop {
-                match lock.try_lock() {
-                    Ok(()) => break,
-                    Err(TryLockError::WouldBlock) if Instant::now() > deadline => {
-                        return Err(StoreError::Busy { path });
-                    }
-                    Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(500)),
-                    Err(TryLockError::Error(source)) => return Err(StoreError::Io { path, source }),
-                }
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => wait_for(&lock, deadline).map_err(|error| match error.kind() {
+                    io::ErrorKind::Interrupted => StoreError::Busy { path: path.clone() },
+                    _ => at(&path)(error),
+                })?,
+                Err(TryLockError::Error(source)) => return Err(StoreError::Io { path, source }),
             }
             // Whoever held it may have removed the file: then this lock excludes nobody.
             let mine = lock.metadata().map_err(at(&path))?;
@@ -241,6 +242,26 @@ impl Store {
             }
         }
     }
+}
+
+/// Waits in the kernel's own queue: a hundred hooks that tried again and again would keep the one that has it from
+/// working. A signal ends the wait at the deadline, as `ErrorKind::Interrupted`.
+fn wait_for(lock: &File, deadline: Instant) -> io::Result<()> {
+    extern "C" fn wake(_: nix::libc::c_int) {}
+    // Without SA_RESTART: the wait is to end, not to begin again.
+    let action = SigAction::new(SigHandler::Handler(wake), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing, and nothing else here uses the signal.
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    // And again every second, should the first one have come before the wait began.
+    let mut timer = Timer::new(
+        ClockId::CLOCK_MONOTONIC,
+        SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 }),
+    )?;
+    timer.set(Expiration::IntervalDelayed(left.into(), Duration::from_secs(1).into()), TimerSetTimeFlags::empty())?;
+    let waited = lock.lock();
+    drop(timer);
+    waited
 }
 
 /// With this many members or fewer, all are looked at whenever something changes.
