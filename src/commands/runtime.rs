@@ -46,7 +46,7 @@ pub fn misspoken(args: &[OsString], error: &clap::Error) -> ExitCode {
         "{}; correct the arguments where the engine is told of this runtime (Docker: runtimeArgs)",
         first.strip_prefix("error: ").unwrap_or(first)
     );
-    tell(&line::read(args).log, Family::Runc, &error);
+    tell(&line::log_behind(args), Family::Runc, &error);
     super::complain(&error);
     ExitCode::FAILURE
 }

@@ -49,5 +49,6 @@ mod engines;
 mod hostile;
 mod infra;
 mod refusals;
+mod runtime;
 mod teardown;
 mod works;

@@ -107,6 +107,11 @@ pub fn read(args: &[OsString]) -> Said {
     }
 }
 
+/// The log of a line that begins with words which are no runtime's.
+pub fn log_behind(args: &[OsString]) -> Log {
+    (0..args.len()).map(|at| read(&args[at..]).log).find(|log| log.file.is_some()).unwrap_or_default()
+}
+
 /// The file behind crun's `[file:]PATH`; its journal and syslog, and runc's standard streams, are no files of ours.
 fn log_file(log: &OsStr) -> Option<PathBuf> {
     let bytes = log.as_bytes();

@@ -140,6 +140,15 @@ fn log_and_root_are_found() {
 }
 
 #[test]
+fn a_log_is_found_behind_words_of_others() {
+    let behind = |line: &str| log_behind(&line.split(' ').map(Into::into).collect::<Vec<_>>());
+    let log = Log { file: Some("/l".into()), json: true };
+    assert_eq!(behind("--jail Office --root /r --log /l --log-format json create c1"), log);
+    assert_eq!(behind("--jail No Such --log /l --log-format json create c1"), log);
+    assert_eq!(behind("--jail Office state c1"), Log::default());
+}
+
+#[test]
 fn words_need_not_be_text() {
     let odd = |text: &[u8]| OsString::from_vec(text.to_vec());
     let args = [odd(b"--root"), odd(b"/\xff"), odd(b"create"), odd(b"--bundle"), odd(b"/b\xfe"), odd(b"c1")];
