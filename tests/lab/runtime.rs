@@ -323,6 +323,32 @@ fn no_line_that_a_real_runtime_takes_goes_unnoticed(#[case] runtime: &str) {
     assert!(taken >= 15 && unclear >= 6, "{taken} {unclear}");
 }
 
+/// What tunjail was told of another configuration is what the hooks go by, wherever they are run.
+#[rstest]
+#[case::runc("runc")]
+#[case::crun("crun")]
+fn another_configuration_goes_into_the_hooks(#[case] runtime: &str) {
+    let bench = Bench::new(runtime);
+    fs::copy(CONFIG, "/run/lab/other.toml").expect("another configuration");
+    fs::remove_file(CONFIG).expect("the usual one removed");
+    for (n, (variable, flag)) in
+        [("", "--config other.toml"), ("TUNJAIL_CONFIG=/run/lab/other.toml", "")].iter().enumerate()
+    {
+        let bundle = bench.bundle(&format!("other{n}"), |bundle| bundle.process(&["/bin/sh", "-c", "echo ran"]));
+        let run = |jail: &str| {
+            let call = bench.wrapped().replace(WRAPPER, &format!("{WRAPPER} {flag} {jail}"));
+            bench.sh(&format!("cd /run/lab; export {variable} X=; {call} run --bundle {} c1", bundle.display()))
+        };
+        let out = run("");
+        assert_eq!((out.code, out.stdout.as_str()), (0, "ran\n"), "{out:?}");
+        let out = run("--jail office");
+        let said = "jail office is not in the configuration (/run/lab/other.toml)";
+        assert!(out.code != 0 && out.stdout.is_empty() && out.stderr.contains(said), "{out:?}");
+        let text = fs::read_to_string(bundle.join("config.json")).expect("config.json");
+        assert!(text.contains(r#"["tunjail","--config","/run/lab/other.toml","hook","poststop"]"#), "{text}");
+    }
+}
+
 /// A container has to stay manageable when the configuration breaks: by the runtime that made it, and in silence.
 #[test]
 fn a_broken_configuration_keeps_containers_manageable() {

@@ -64,7 +64,7 @@ const GLOBAL_SWITCHES: [&str; 2] = ["debug", "systemd-cgroup"];
 const ENDING: [&str; 7] = ["help", "h", "?", "usage", "version", "v", "V"];
 
 /// Flags of `create`, `run` and `restore` with a value.
-const VALUES: [&str; 12] = [
+const VALUES: [&str; 13] = [
     "bundle",
     "config",
     "console-socket",
@@ -74,11 +74,13 @@ const VALUES: [&str; 12] = [
     "image-path",
     "work-path",
     "manage-cgroups-mode",
+    // crun declares it a switch, and takes the next word all the same.
+    "network-lock",
     "empty-ns",
     "lsm-profile",
     "lsm-mount-context",
 ];
-const SWITCHES: [&str; 13] = [
+const SWITCHES: [&str; 14] = [
     "detach",
     "keep",
     "no-subreaper",
@@ -86,6 +88,7 @@ const SWITCHES: [&str; 13] = [
     "no-new-keyring",
     "no-mount-fallback",
     "tcp-established",
+    "tcp-close",
     "ext-unix-sk",
     "shell-job",
     "file-locks",
@@ -355,9 +358,8 @@ impl<'a> Operands<'a> {
         let directory = PathBuf::from(self.bundle.filter(|bundle| !bundle.is_empty()).unwrap_or(OsStr::new(".")));
         let config = match self.config.map(Path::new) {
             None => directory.join("config.json"),
-            Some(path) if path == Path::new("config.json") => directory.join(path),
             Some(path) if path.is_absolute() => path.to_owned(),
-            // crun looks for it where it was called, others in the bundle.
+            // `config.json` is the bundle's to crun, and lies where it was called to runc from 1.5 on.
             Some(path) => return Err(unclear(&format!("--config {} is not absolute", show(path.as_os_str())))),
         };
         Ok(Some(Bundle { directory, config, id: self.words.first().map(|id| (*id).to_owned()) }))

@@ -129,7 +129,12 @@ fn a_runtime_that_cannot_stand_underneath_is_refused() {
         told(&format!("{WRAPPER} --runtime {path}"), "--runtime: ");
         bench.lab.configure(&format!("{JAIL}[runtime]\npath = \"{path}\"\n"));
         told(WRAPPER, "/etc/tunjail/tunjail.toml:6: ");
+        let check = bench.lab.tunjail(&["check"]);
+        let found = check.stdout.lines().find(|line| line.contains(" runtime: ")).unwrap_or_default();
+        assert!(check.code == 1 && found.starts_with("error") && found.contains(expected), "{check:?}");
     }
+    bench.lab.configure(&format!("{JAIL}[runtime]\npath = \"{}\"\n", bench.runtime));
+    assert!(bench.lab.tunjail(&["check"]).stdout.contains(&format!("runtime: {} under", bench.runtime)));
     assert_eq!(before, contents(&bundle));
 }
 
