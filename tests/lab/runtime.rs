@@ -292,7 +292,11 @@ fn no_line_that_a_real_runtime_takes_goes_unnoticed(#[case] runtime: &str) {
         "--help=false run --bundle BUNDLE ID",
         "--rootless true run --bundle BUNDLE ID",
         "create --bundle BUNDLE ID && CALL start ID",
-        "run ID <BUNDLE/config.json",
+        "run ID",
+        "run --usage --",
+        "run --keep --version --",
+        "run -d --",
+        "run --bundle BUNDLE ID --",
     ]
     .into_iter()
     .enumerate()
@@ -316,7 +320,7 @@ fn no_line_that_a_real_runtime_takes_goes_unnoticed(#[case] runtime: &str) {
         let (control, _) = run(&plain, &bundles[0]);
         let (ran, out) = run(&jailed, &bundles[1]);
         assert!(!ran, "{line}: its process ran without hooks: {out:?}");
-        assert_ne!(out.code, 0, "{line}: {out:?}");
+        assert!(out.code != 0 || !control, "{line}: {out:?}");
         taken += usize::from(control);
     }
     println!("{runtime}: {taken} lines taken, {unclear} refused as unclear");

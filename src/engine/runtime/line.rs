@@ -233,8 +233,8 @@ impl<'a> Globals<'a> {
             Some("create") => made(Action::Create),
             Some("run") => made(Action::Run),
             Some("restore") => made(Action::Restore),
-            Some("start") => match operands(rest, false).map(Operands::id) {
-                Ok(Some((id, _))) => Action::Start { id },
+            Some("start") => match operands(rest, false).and_then(Operands::alone) {
+                Ok(Some(id)) => Action::Start { id },
                 Ok(None) => Action::Other,
                 Err(unclear) => unclear,
             },
@@ -277,6 +277,8 @@ struct Operands<'a> {
     config: Option<&'a OsStr>,
     force: bool,
     ends: bool,
+    /// Any flag.
+    flag: Option<&'a OsStr>,
 }
 
 /// Reads what stands behind a command. Flags may stand behind the id: runc takes them there, crun refuses.
@@ -291,11 +293,18 @@ fn operands(args: &[OsString], makes: bool) -> Result<Operands<'_>, Action> {
                 continue;
             }
             Word::End => {
+                // runc takes flags that it does not know in front of a `--` for ids: `run --usage --` runs.
+                ends.doubtful = true;
+                if read.config.is_some() {
+                    // runc before 1.5 has no such flag.
+                    return Err(unclear("--config stands in front of a --"));
+                }
                 read.words.extend(rest);
                 break;
             }
             Word::Flag { name, long, value } => (name, long, value),
         };
+        read.flag.get_or_insert(arg);
         let name = match (name.as_bytes(), long, value) {
             (_, true, _) => name,
             // `-b=X` is X to runc and =X to crun; longer words are one flag to runc and many to crun.
@@ -343,6 +352,15 @@ impl<'a> Operands<'a> {
         match slot.replace(value) {
             Some(before) if before != value => Err(unclear(&format!("--{} is said twice", show(name)))),
             _ => Ok(()),
+        }
+    }
+
+    /// The only word; no flag but those that end it, and neither runtime's `start` has any.
+    fn alone(self) -> Result<Option<OsString>, Action> {
+        match (self.flag, self.words.first()) {
+            _ if self.ends => Ok(None),
+            (Some(flag), _) => Err(unclear_flag(flag)),
+            (None, id) => Ok(id.map(|id| (*id).to_owned())),
         }
     }
 

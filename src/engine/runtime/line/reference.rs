@@ -28,8 +28,12 @@ fn runc_flags(command: &str) -> Flags {
             values: &["bundle", "b", "console-socket", "pid-file", "preserve-fds"],
             switches: &["no-pivot", "no-new-keyring", "help", "h"],
         },
+        "restore" => Flags {
+            values: &["bundle", "b", "console-socket", "pid-file", "image-path"],
+            switches: &["no-pivot", "detach", "d", "shell-job", "no-subreaper", "help", "h"],
+        },
         _ => Flags {
-            values: &["bundle", "b", "console-socket", "pid-file", "preserve-fds", "image-path"],
+            values: &["bundle", "b", "console-socket", "pid-file", "preserve-fds"],
             switches: &["no-pivot", "no-new-keyring", "detach", "d", "keep", "no-subreaper", "help", "h"],
         },
     }
@@ -79,19 +83,21 @@ fn go<'a>(args: &[&'a str], flags: &Flags) -> Option<(Set<'a>, Vec<&'a str>)> {
     Some((set, args[at..].to_vec()))
 }
 
-/// urfave/cli v1: flags behind the id are moved in front of it.
+/// urfave/cli v1: flags behind the id are moved in front of it. A `--` moves in front of every word that is no flag, so
+/// that a flag which runc does not know becomes an id.
 fn reordered<'a>(args: &[&'a str], flags: &Flags) -> Vec<&'a str> {
     let (mut front, mut behind, mut may_be_value) = (Vec::new(), Vec::new(), false);
     for (at, arg) in args.iter().enumerate() {
-        if *arg == "--" {
-            behind.extend(&args[at..]);
-            break;
-        }
-        let name = arg.trim_start_matches('-').split('=').next().unwrap_or_default();
-        let known = arg.starts_with('-') && (flags.values.contains(&name) || flags.switches.contains(&name));
-        if may_be_value && !arg.starts_with('-') {
+        let body = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).unwrap_or_default();
+        let name = body.split('=').next().unwrap_or_default();
+        let known = flags.values.contains(&name) || flags.switches.contains(&name);
+        if may_be_value && !known {
             may_be_value = false;
             front.push(*arg);
+        } else if *arg == "--" {
+            front.push(*arg);
+            behind.extend(&args[at + 1..]);
+            break;
         } else if known {
             front.push(*arg);
             may_be_value = !arg.contains('=');
