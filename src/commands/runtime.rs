@@ -62,8 +62,8 @@ fn add_hooks(config: Option<&Path>, args: &Runtime, bundle: &line::Bundle) -> Re
     Ok(runtime)
 }
 
-/// Where a container is there already: it has to stay manageable, whatever became of the configuration. Then the
-/// runtime is the one that made it, by the state that it keeps.
+/// Where a container is there already: it has to stay manageable, whatever became of the configuration. When that does
+/// not say which runtime, or says one that is gone, it is the one that made the container, by the state that it keeps.
 ///
 /// Nothing is said of it, except on a terminal: engines read a runtime's stdout and stderr as one, and its log as JSON.
 /// The next container is refused with the reason.
@@ -71,15 +71,17 @@ fn manage(config: Option<&Path>, args: &Runtime, root: Option<&Path>) -> Result<
     if args.runtime.is_some() {
         return underneath(args, None);
     }
-    let error = match Config::load(config) {
-        Ok(config) => return underneath(args, config.runtime.as_ref()),
-        Err(error) => error,
+    let (configured, broken) = match Config::load(config) {
+        Ok(config) => (config.runtime, None),
+        Err(error) => (Config::runtime_alone(config), Some(error)),
     };
-    let runtime = match Config::runtime_alone(config) {
-        Some(runtime) => underneath(args, Some(&runtime))?,
-        None => underneath::found(underneath::made_by(root, &args.args))?,
+    let made_by = underneath::made_by(root, &args.args);
+    let runtime = match (configured.map(|runtime| underneath(args, Some(&runtime))), made_by) {
+        (Some(Ok(runtime)), _) => runtime,
+        (Some(Err(error)), None) => return Err(error),
+        (Some(Err(_)) | None, made_by) => underneath::found(made_by)?,
     };
-    if io::stderr().is_terminal() {
+    if let Some(error) = broken.filter(|_| io::stderr().is_terminal()) {
         super::complain(&Error::new(error).context(format!("no container can be made; using {}", runtime.display())));
     }
     Ok(runtime)
