@@ -130,3 +130,28 @@ pub struct Runtime {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     pub args: Vec<OsString>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a runtime is given is handed on word for word, whatever it looks like to clap.
+    #[test]
+    fn a_runtimes_own_words_stay_as_they_are() {
+        for (said, handed_on) in [
+            ("", ""),
+            ("--version", "--version"),
+            ("--help", "--help"),
+            ("-h", "-h"),
+            ("--root /r create --bundle /b -- c1", "--root /r create --bundle /b -- c1"),
+            ("--jail vpn --log=/l exec c1 -- sh -c --jail", "--log=/l exec c1 -- sh -c --jail"),
+            ("--runtime /usr/bin/crun create --config /c --jail x", "create --config /c --jail x"),
+            ("--runtime=/usr/bin/crun --jail=vpn run --runtime x", "run --runtime x"),
+            ("exec -t c1 --config --help -V --", "exec -t c1 --config --help -V --"),
+        ] {
+            let line = ["tunjail", "runtime"].into_iter().chain(said.split_whitespace());
+            let Command::Runtime(runtime) = Cli::try_parse_from(line).expect(said).command else { panic!("{said}") };
+            assert_eq!(runtime.args, handed_on.split_whitespace().collect::<Vec<_>>(), "{said}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::cli::Show;
 use crate::config::Config;
+use crate::engine::runtime::underneath;
 use crate::engine::wiring;
 use crate::hold::{Kernel, wall};
 use crate::kernel::nftables;
@@ -61,6 +62,7 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
         let verdict = if config.jails.is_empty() { Verdict::Warning } else { Verdict::Ok };
         findings.add(verdict, "configuration", format!("{}: jails {}", config.sources_text(), config.names_text()));
         forwarding(&mut findings, &config);
+        runtime(&mut findings, &config);
         let host = findings.take("netlink", Kernel::open().map_err(Into::into));
         if let Some(mut host) = host {
             for jail in &config.jails {
@@ -87,6 +89,13 @@ fn forwarding(findings: &mut Findings, config: &Config) {
                 format!("{name} is off, so nothing of a jail is forwarded; engines turn it on, or: sysctl -w {name}=1"),
             );
         }
+    }
+}
+
+fn runtime(findings: &mut Findings, config: &Config) {
+    let Some(runtime) = &config.runtime else { return };
+    if let Some(path) = findings.take("runtime", underneath::named(&runtime.path, &runtime.place)) {
+        findings.add(Verdict::Ok, "runtime", format!("{} under `tunjail runtime`", path.display()));
     }
 }
 

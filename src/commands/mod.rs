@@ -45,7 +45,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Exit(args) => exit::run(config, args),
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),
-        Command::Runtime(args) => runtime::run(args),
+        Command::Runtime(args) => runtime::run(config, &args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Attend(args) => attend::run(config, &args),
     }
@@ -53,9 +53,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
 
 /// A command line that was not understood. One that an engine's configuration holds is told as every error of a hook.
 pub fn misspoken(line: &[OsString], error: &clap::Error) -> ExitCode {
-    let stage = line.iter().skip_while(|word| *word != "hook").nth(1);
-    match stage.filter(|_| error.use_stderr()) {
-        Some(stage) if stage == "create-runtime" || stage == "poststop" => hook::misspoken(stage, error),
+    let from = line.iter().position(|word| word == "hook" || word == "runtime").map_or(&[][..], |at| &line[at..]);
+    match from {
+        [command, rest @ ..] if command == "runtime" && error.use_stderr() => runtime::misspoken(rest, error),
+        [_, stage, ..] if (stage == "create-runtime" || stage == "poststop") && error.use_stderr() => {
+            hook::misspoken(stage, error)
+        }
         _ => error.exit(),
     }
 }

@@ -60,8 +60,17 @@ pub enum Fault {
     /// The TOML parser's own words.
     #[error("not valid TOML: {}; {}", .0, mend_syntax(.0))]
     Syntax(String),
-    #[error("unknown key \"{0}\"; a file holds nothing but jails, each under a heading such as [jail.vpn]")]
+    #[error(
+        "unknown key \"{0}\"; a file holds jails, each under a heading such as [jail.vpn], and at most one [runtime]"
+    )]
     UnknownKey(String),
+    /// Of `[runtime]`, in the deserializer's words when the shape is wrong.
+    #[error("runtime: {0}")]
+    RuntimeShape(String),
+    #[error("runtime: path \"{0}\" is not absolute; name the OCI runtime as in: path = \"/usr/bin/crun\"")]
+    RuntimeNotAbsolute(String),
+    #[error("runtime belongs into the main file; move it to {}", show(.0))]
+    RuntimeMisplaced(PathBuf),
     #[error("jail is no value; give each jail a heading such as [jail.vpn]")]
     NoJails,
     #[error("{0}; rename the jail")]

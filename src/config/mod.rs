@@ -21,8 +21,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use toml::Spanned;
 
 use self::file::Source;
+use crate::model::names::shorten;
 use crate::model::policy::Jail;
 
 pub use self::error::{ConfigError, Fault, FileFault, JailFault, Role};
@@ -38,8 +40,19 @@ pub const DROP_IN_DIRECTORY: &str = "jails.d";
 pub struct Config {
     /// In the order of the files, and by name within a file. No two share a name, an address, a bridge or a table.
     pub jails: Vec<Jail>,
+    /// The OCI runtime under `tunjail runtime`, when one is named.
+    pub runtime: Option<Runtime>,
     /// The files that were read: the main file, then those of `jails.d`.
     pub sources: Vec<PathBuf>,
+}
+
+/// `[runtime]`. Whether there is such a program is judged where it is used: the hook does not need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// Absolute.
+    pub path: PathBuf,
+    /// FILE:LINE, for a message.
+    pub place: String,
 }
 
 impl Config {
@@ -65,6 +78,13 @@ impl Config {
     /// When the text is no valid configuration.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         Self::from_sources(vec![Source { path: path.to_owned(), text: text.to_owned() }])
+    }
+
+    /// The main file's `[runtime]` when nothing else may be wanted of the configuration, because it cannot be read as a
+    /// whole. The file's own trustworthiness is judged all the same.
+    pub fn runtime_alone(explicit: Option<&Path>) -> Option<Runtime> {
+        let source = file::main_file(explicit.unwrap_or(Path::new(DEFAULT_PATH))).ok()?;
+        runtime(&source, raw::runtime_alone(&source.text)?).ok()
     }
 
     /// The files that were read, for a message.
@@ -93,18 +113,37 @@ impl Config {
 
     fn from_sources(sources: Vec<Source>) -> Result<Self, ConfigError> {
         let mut placed = Vec::new();
+        let mut named = None;
         for (file, source) in sources.iter().enumerate() {
             let in_file = |at: At| at.in_file(source);
-            for (heading, name, raw) in raw::jails(&source.text).map_err(in_file)? {
+            let raw = raw::file(&source.text).map_err(in_file)?;
+            if let Some(path) = raw.runtime {
+                if file > 0 {
+                    let fault = Fault::RuntimeMisplaced(sources[0].path.clone());
+                    return Err(in_file(At { offset: path.span().start, fault }));
+                }
+                named = Some(runtime(source, path).map_err(in_file)?);
+            }
+            for (heading, name, raw) in raw.jails {
                 placed.push(Placed { file, checked: jail::check(heading, name, raw).map_err(in_file)? });
             }
         }
         compare(&sources, &placed)?;
         Ok(Self {
             jails: placed.into_iter().map(|placed| placed.checked.jail).collect(),
+            runtime: named,
             sources: sources.into_iter().map(|source| source.path).collect(),
         })
     }
+}
+
+fn runtime(source: &Source, path: Spanned<String>) -> Result<Runtime, At> {
+    let offset = path.span().start;
+    let path = PathBuf::from(path.into_inner());
+    if !path.is_absolute() {
+        return Err(At { offset, fault: Fault::RuntimeNotAbsolute(shorten(&path.to_string_lossy())) });
+    }
+    Ok(Runtime { path, place: format!("{}:{}", error::show(&source.path), source.line(offset)) })
 }
 
 /// A fault and the byte of the text where it was found.

@@ -33,6 +33,22 @@ pub(super) struct RawJail {
     pub enrolled_only: bool,
 }
 
+/// What may stand under `[runtime]`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table such as: [runtime] and below it path = \"/usr/bin/crun\"")]
+struct RawRuntime {
+    path: Spanned<String>,
+}
+
+/// What stands in one file.
+#[derive(Debug, Default)]
+pub(super) struct RawFile {
+    /// With their places, in the order of their names.
+    pub jails: Vec<(usize, JailName, RawJail)>,
+    /// The path of `[runtime]`.
+    pub runtime: Option<Spanned<String>>,
+}
+
 /// An entry of `allow`: `"192.0.2.0/24"` or `{ net = "192.0.2.0/24", … }`.
 #[derive(Debug)]
 pub(super) enum RawAllow {
@@ -62,12 +78,16 @@ pub(super) type OneOrMany = List<String, true>;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TableNumber(pub u32);
 
-/// Reads one file's text into its jails, in the order of their names.
-pub(super) fn jails(text: &str) -> Result<Vec<(usize, JailName, RawJail)>, At> {
+/// Reads one file's text.
+pub(super) fn file(text: &str) -> Result<RawFile, At> {
     let root = DeTable::parse(text).map_err(|error| syntax(text, error))?;
-    let mut jails = Vec::new();
+    let mut file = RawFile::default();
     for (key, value) in root.into_inner() {
         let offset = key.span().start;
+        if key.get_ref() == "runtime" {
+            file.runtime = Some(runtime(offset, value)?);
+            continue;
+        }
         if key.get_ref() != "jail" {
             return Err(At { offset, fault: Fault::UnknownKey(shorten(key.get_ref())) });
         }
@@ -79,10 +99,32 @@ pub(super) fn jails(text: &str) -> Result<Vec<(usize, JailName, RawJail)>, At> {
             let name = JailName::try_from(name.into_inner().into_owned())
                 .map_err(|error| At { offset, fault: Fault::Name(error) })?;
             let raw = jail(&name, offset, value)?;
-            jails.push((offset, name, raw));
+            file.jails.push((offset, name, raw));
         }
     }
-    Ok(jails)
+    Ok(file)
+}
+
+/// The path of `[runtime]` alone, whatever is wrong with the rest of a text that parses.
+pub(super) fn runtime_alone(text: &str) -> Option<Spanned<String>> {
+    let mut root = DeTable::parse(text).ok()?.into_inner();
+    runtime(0, root.remove("runtime")?).ok()
+}
+
+fn runtime(heading: usize, value: Spanned<DeValue<'_>>) -> Result<Spanned<String>, At> {
+    RawRuntime::deserialize(value.into_deserializer()).map(|raw| raw.path).map_err(|error| At {
+        offset: error.span().map_or(heading, |span| span.start),
+        fault: Fault::RuntimeShape(one_line(&keys_not_fields(error.message()))),
+    })
+}
+
+/// serde speaks of fields, TOML of keys.
+fn keys_not_fields(message: &str) -> String {
+    match (message.strip_prefix("unknown field"), message.strip_prefix("missing field")) {
+        (Some(rest), _) => format!("unknown key{rest}"),
+        (_, Some(rest)) => format!("missing key{rest}"),
+        _ => message.to_owned(),
+    }
 }
 
 /// The parser tells first what it noticed first, which for a string without an end is the line after it. What a reader
@@ -96,14 +138,10 @@ fn syntax(text: &str, error: toml::de::Error) -> At {
 
 fn jail(name: &JailName, heading: usize, value: Spanned<DeValue<'_>>) -> Result<RawJail, At> {
     RawJail::deserialize(value.into_deserializer()).map_err(|error| {
-        // serde speaks of fields, TOML of keys.
-        let message = match error.message().strip_prefix("unknown field") {
-            Some(rest) => format!("unknown key{rest}"),
-            None => error.message().to_owned(),
-        };
+        let message = one_line(&keys_not_fields(error.message()));
         At {
             offset: error.span().map_or(heading, |span| span.start),
-            fault: Fault::Jail { jail: name.clone(), fault: Box::new(JailFault::Shape(one_line(&message))) },
+            fault: Fault::Jail { jail: name.clone(), fault: Box::new(JailFault::Shape(message)) },
         }
     })
 }

@@ -1,6 +1,6 @@
 //! What differs between engines and runtimes.
 
-pub mod bundle;
+pub mod runtime;
 pub mod wiring;
 
 use std::fs;

@@ -50,5 +50,6 @@ mod hostile;
 mod infra;
 mod late;
 mod refusals;
+mod runtime;
 mod teardown;
 mod works;

@@ -178,3 +178,31 @@ fn a_hostile_path_does_not_break_the_line() {
     let error = Config::load(Some(Path::new("/nowhere/a\0b"))).unwrap_err().to_string();
     assert!(error.starts_with("/nowhere/a\\u{0}b: cannot be opened: "), "{error}");
 }
+
+#[test]
+fn the_runtime_is_named_in_the_main_file_only() {
+    let runtime = "\n[runtime]\npath = \"/usr/bin/crun\"\n";
+    let files = Files::new(format!("{VPN}{runtime}"));
+    let config = files.load().unwrap();
+    let named = config.runtime.unwrap();
+    let place = format!("{}:6", files.path("tunjail.toml").display());
+    assert_eq!((named.path.as_path(), named.place), (Path::new("/usr/bin/crun"), place));
+    assert_eq!(Files::new(VPN).load().unwrap().runtime, None);
+    assert_eq!(
+        Files::new(VPN).with("jails.d/a.toml", runtime).refused(),
+        "jails.d/a.toml:3: runtime belongs into the main file; move it to tunjail.toml"
+    );
+}
+
+#[test]
+fn the_runtime_is_known_even_where_the_rest_is_wrong() {
+    let alone = |files: &Files| Config::runtime_alone(Some(&files.path("tunjail.toml"))).map(|runtime| runtime.path);
+    let runtime = "[runtime]\npath = \"/usr/bin/crun\"\n[jail.vpn]\nsubnets = 7\n";
+    let files = Files::new(runtime);
+    assert!(files.load().is_err());
+    assert_eq!(alone(&files), Some("/usr/bin/crun".into()));
+    assert_eq!(alone(&Files::new(format!("{runtime}[\n"))), None, "no TOML");
+    assert_eq!(alone(&Files::new(runtime).mode("tunjail.toml", 0o666)), None, "not to be trusted");
+    assert_eq!(alone(&Files::new("[runtime]\npath = \"crun\"\n")), None);
+    assert_eq!(alone(&Files::new(VPN)), None);
+}

@@ -112,6 +112,7 @@ fn the_example_is_valid_and_shows_every_key() {
     let office = config.jail("office").unwrap();
     assert_eq!((office.exits.len(), office.gateways.len(), office.allow.len()), (2, 2, 4));
     assert!(office.bridge.is_some() && office.table.is_some() && office.enrolled_only);
+    assert!(config.runtime.is_some());
 }
 
 #[test]
@@ -148,7 +149,8 @@ fn unknown_keys_are_named_with_the_known_ones() {
     );
     assert_eq!(
         refused("\n[jails.vpn]\n"),
-        "t.toml:2: unknown key \"jails\"; a file holds nothing but jails, each under a heading such as [jail.vpn]"
+        "t.toml:2: unknown key \"jails\"; a file holds jails, each under a heading such as [jail.vpn], and at most one \
+         [runtime]"
     );
     let hostile = refused_with("\"a\\n\\u2028b\" = 1");
     assert!(hostile.contains("`a\\n\\u{2028}b`"), "{hostile}");
@@ -219,4 +221,24 @@ fn bad_interface_names_are_refused() {
     assert_eq!(refused_with("bridge = \"lo\""), format!("t.toml:4: jail.vpn: bridge {lo}"));
     let message = refused("[jail.vpn]\nsubnets = [\"10.0.0.0/8\"]\nexit = \"lo\"");
     assert_eq!(message, format!("t.toml:3: jail.vpn: exit {lo}"));
+}
+
+#[test]
+fn a_bad_runtime_is_refused() {
+    for (text, expected) in [
+        (
+            "runtime = \"/usr/bin/crun\"",
+            "t.toml:1: runtime: invalid type: string \"/usr/bin/crun\", expected a table such as: [runtime] and below it \
+             path = \"/usr/bin/crun\"",
+        ),
+        ("[runtime]\n\nname = \"crun\"", "t.toml:3: runtime: unknown key `name`, expected `path`"),
+        ("\n[runtime]", "t.toml:2: runtime: missing key `path`"),
+        (
+            "[runtime]\npath = \"crun\"",
+            "t.toml:2: runtime: path \"crun\" is not absolute; name the OCI runtime as in: path = \"/usr/bin/crun\"",
+        ),
+        ("[runtime]\npath = [\"/a\"]", "t.toml:2: runtime: invalid type: sequence, expected a string"),
+    ] {
+        assert_eq!(refused(text), expected);
+    }
 }

@@ -90,6 +90,20 @@ impl Bundle {
         self
     }
 
+    /// Its process has a terminal.
+    pub fn terminal(mut self) -> Self {
+        let options = ["newinstance", "ptmxmode=0666", "mode=0620"];
+        let mount = json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": options});
+        self.spec["mounts"].as_array_mut().expect("a list").push(mount);
+        self.spec["process"]["terminal"] = true.into();
+        self
+    }
+
+    /// The text of config.json.
+    pub fn text(&self) -> String {
+        self.spec.to_string()
+    }
+
     pub fn process(mut self, args: &[&str]) -> Self {
         self.spec["process"]["args"] = json!(args);
         self
