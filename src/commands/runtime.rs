@@ -1,7 +1,7 @@
 //! `tunjail runtime`: for engines that take no hooks but take a runtime, as Docker does.
 
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use crate::engine::runtime::bundle::{self, Hooks};
 use crate::engine::runtime::line::{self, Action, Log};
 use crate::engine::runtime::underneath::{self, Family};
 use crate::engine::runtime::{log, own_program};
+use crate::hold::late;
+use crate::model::names::ContainerId;
+use crate::store::Store;
 
 pub fn run(config: Option<&Path>, args: &Runtime) -> Result<ExitCode> {
     let said = line::read(&args.args);
@@ -28,7 +31,10 @@ pub fn run(config: Option<&Path>, args: &Runtime) -> Result<ExitCode> {
         Action::Create(bundle) | Action::Run(bundle) | Action::Restore(bundle) => {
             add_hooks(config, args, bundle).context("the container was not started")
         }
-        Action::Start { .. } | Action::Delete { .. } | Action::Other => manage(config, args, said.root.as_deref()),
+        Action::Start { id } => wait_for_its_address(config, id)
+            .context("the container was not started")
+            .and_then(|()| manage(config, args, said.root.as_deref())),
+        Action::Delete { .. } | Action::Other => manage(config, args, said.root.as_deref()),
     };
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -60,6 +66,16 @@ fn add_hooks(config: Option<&Path>, args: &Runtime, bundle: &line::Bundle) -> Re
     let hooks = Hooks { program: &program, config: config.as_deref(), jail: args.jail.as_ref() };
     bundle::add_hooks(&bundle.config, &hooks)?;
     Ok(runtime)
+}
+
+/// A container whose address comes late does not run before it is confirmed. One that tunjail does not know is none of
+/// its business, whatever became of the configuration.
+fn wait_for_its_address(config: Option<&Path>, id: &OsStr) -> Result<()> {
+    let Some(id) = id.to_str().and_then(|id| id.parse::<ContainerId>().ok()) else { return Ok(()) };
+    if Store::open().late_of(&id)?.is_none() {
+        return Ok(());
+    }
+    late::settle(&Config::load(config)?, &id)
 }
 
 /// Where a container is there already: it has to stay manageable, whatever became of the configuration. When that does

@@ -1,6 +1,7 @@
 //! Containers whose address comes after createRuntime: locked, waited for, judged. The engine is played by the test, so
 //! that every order of events can be had; the real ones are in the matrix.
 
+mod start;
 mod verdicts;
 
 use std::path::PathBuf;

@@ -47,6 +47,13 @@ pub fn run(nth: u64, program: &str, args: &[&str]) -> super::Done {
     loop {
         let go_on = match waitpid(None, Some(WaitPidFlag::__WALL)) {
             Err(nix::Error::ECHILD) => break,
+            // A task that begins a session of its own is meant to outlive the program.
+            Ok(WaitStatus::PtraceSyscall(pid))
+                if entered(pid).is_some_and(|call| call.nr == libc::SYS_setsid as u64) =>
+            {
+                ptrace::detach(pid, None)?;
+                None
+            }
             Ok(WaitStatus::PtraceSyscall(pid)) => {
                 calls += u64::from(is_change(pid));
                 if calls == nth && status == -1 {
@@ -79,14 +86,16 @@ pub fn run(nth: u64, program: &str, args: &[&str]) -> super::Done {
     Ok(())
 }
 
+/// The call at whose entry the task stands.
+fn entered(pid: Pid) -> Option<libc::__c_anonymous_ptrace_syscall_info_entry> {
+    let info = ptrace::syscall_info(pid).ok()?;
+    // SAFETY: `op` says that the union holds an entry.
+    (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then(|| unsafe { info.u.entry })
+}
+
 /// Whether the task stands at the entry of a call that changes something.
 fn is_change(pid: Pid) -> bool {
-    let Ok(info) = ptrace::syscall_info(pid) else { return false };
-    if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
-        return false;
-    }
-    // SAFETY: `op` says that the union holds an entry.
-    let entry = unsafe { info.u.entry };
+    let Some(entry) = entered(pid) else { return false };
     let number = c_long::try_from(entry.nr).unwrap_or(-1);
     match number {
         libc::SYS_openat => entry.args[2] & u64::from(libc::O_CREAT.cast_unsigned()) != 0,

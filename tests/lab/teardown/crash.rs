@@ -74,6 +74,30 @@ fn a_killed_hook_leaves_nothing_open_and_down_takes_the_rest_away() {
     }
 }
 
+/// The same for a container without an address: locked, or nobody's yet; never open without a wall.
+#[test]
+fn a_killed_hook_of_a_late_container_opens_nothing() {
+    let (yard, before) = yard();
+    let mut seen = Vec::new();
+    at_every_call("the hook of a late container", |nth| {
+        let mut late = yard.late("m1");
+        let state = created("c1", late.pid);
+        let (_, was_killed) = killed(nth, &["hook", "create-runtime", "--jail", "vpn"], &state);
+        seen.push(late.netns.lock());
+        assert_ne!(late.netns.lock(), Lock::Open, "without an address, call {nth}");
+        late.die();
+        crate::late::nobody_attends();
+        crate::yard::unplug(&late.netns);
+        yard.lab.sh("ip netns del m1");
+        yard.lab.tunjail_ok(&["down"]);
+        before.assert_same(&yard.lab.snapshot(), &format!("a late hook killed before call {nth}, and down"));
+        was_killed
+    });
+    for state in [Lock::Absent, Lock::Closed] {
+        assert!(seen.contains(&state), "no kill met the lock {state:?}: {seen:?}");
+    }
+}
+
 #[test]
 fn a_killed_hook_is_mended_by_the_next_one() {
     let (yard, before) = yard();
