@@ -4,6 +4,7 @@ mod check;
 mod down;
 mod exit;
 mod hook;
+mod install;
 mod runtime;
 mod status;
 mod up;
@@ -43,6 +44,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Exit(args) => exit::run(config, args),
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),
+        Command::Install(args) => install::install(config, &args),
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Runtime(args) => runtime::run(args),
     }
 }

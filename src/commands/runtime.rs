@@ -1,13 +1,13 @@
 //! `tunjail runtime`: for engines that take no hooks but take a runtime, as Docker does.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
 use crate::cli::Runtime;
-use crate::engine::bundle;
+use crate::engine::{self, bundle};
 
 /// Where the real runtime may be, best known first.
 const RUNTIMES: [&str; 8] = [
@@ -30,7 +30,7 @@ pub fn run(args: Runtime) -> Result<ExitCode> {
     };
     let line = bundle::read_command_line(&args.args);
     if let Some(directory) = &line.bundle {
-        let added = own_path().and_then(|path| bundle::add_hooks(directory, &path, args.jail.as_ref()));
+        let added = engine::own_path().and_then(|path| bundle::add_hooks(directory, &path, args.jail.as_ref()));
         if let Err(error) = added.context("the container was not started") {
             if let Some(log) = &line.log {
                 bundle::log_error(log, &super::one_line(&error)).with_context(|| log.display().to_string())?;
@@ -41,14 +41,4 @@ pub fn run(args: Runtime) -> Result<ExitCode> {
     // The real runtime takes this process' place: its pid, its descriptors, its exit code.
     let error = Command::new(&runtime).args(&args.args).exec();
     Err(error).with_context(|| format!("running the OCI runtime {}", runtime.display()))
-}
-
-/// The path that hooks call: this binary's own, whatever name it was called by.
-fn own_path() -> Result<PathBuf> {
-    let path = std::env::current_exe().context("finding tunjail's own path")?;
-    Ok(if path.file_name().is_some_and(|name| name == "tunjail-runtime") {
-        path.parent().unwrap_or(Path::new("/")).join("tunjail")
-    } else {
-        path
-    })
 }

@@ -1,14 +1,33 @@
 //! What differs between engines and runtimes.
 
 pub mod bundle;
+pub mod install;
 pub mod wiring;
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::parent_id;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+
+/// The path that hooks call: this binary's own, whatever name it was called by.
+pub fn own_path() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("finding tunjail's own path")?;
+    Ok(if path.file_name().is_some_and(|name| name == "tunjail-runtime") {
+        path.parent().unwrap_or(Path::new("/")).join("tunjail")
+    } else {
+        path
+    })
+}
+
+/// The version in what a program says of itself: the first word that begins with a number and a dot.
+fn version(said: &str) -> Option<(u32, u32)> {
+    said.split([' ', ',', '\n']).find_map(|word| {
+        let mut parts = word.trim_start_matches('v').split(|c: char| !c.is_ascii_digit());
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })
+}
 
 /// A hook runs as whoever runs the engine. In a user namespace (rootless engines) it has no power over the host's
 /// network, whatever its uid says there.
