@@ -5,9 +5,11 @@ pub mod install;
 pub mod wiring;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -21,11 +23,42 @@ pub fn own_path() -> Result<PathBuf> {
     })
 }
 
-/// The version in what a program says of itself: the first word that begins with a number and a dot.
+/// How long a program may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Major and minor version of the program at `path`; `None` when it does not say.
+pub fn ask_version(path: &Path) -> Option<(u32, u32)> {
+    let mut asked = tempfile::tempfile().ok()?;
+    let out = asked.try_clone().ok()?;
+    let mut child = Command::new(path)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let deadline = Instant::now() + PATIENCE;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut said = String::new();
+    asked.rewind().ok()?;
+    asked.take(4096).read_to_string(&mut said).ok()?;
+    version(&said)
+}
+
+/// The first word that begins with a number and a dot, as in `Docker version 20.10.24+dfsg1, build 5d6db84`.
 fn version(said: &str) -> Option<(u32, u32)> {
     said.split([' ', ',', '\n']).find_map(|word| {
-        let mut parts = word.trim_start_matches('v').split(|c: char| !c.is_ascii_digit());
-        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+        let (major, rest) = word.trim_start_matches('v').split_once('.')?;
+        let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
     })
 }
 
@@ -77,4 +110,24 @@ fn log_of(runtime: u32) -> Option<PathBuf> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions_are_read_as_engines_write_them() {
+        for (said, expected) in [
+            ("Docker version 20.10.24+dfsg1, build 5d6db84\n", Some((20, 10))),
+            ("Docker version 28.5.2, build ecc6942\n", Some((28, 5))),
+            ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3\n", Some((1, 6))),
+            ("containerd github.com/containerd/containerd/v2 v2.1.0-rc.1 2.1.0\n", Some((2, 1))),
+            ("podman version 4.3.1\n", Some((4, 3))),
+            ("no version\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version(said), expected, "{said}");
+        }
+    }
 }

@@ -4,7 +4,6 @@
 //! `io.tunjail.jail` or its address decides. containerd hands on only the annotations that the handler lists.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, value};
@@ -119,10 +118,8 @@ fn version_to_write(host: &Host) -> Result<i64> {
     let program = PROGRAMS.iter().find(|path| host.has_program(Path::new(path))).with_context(|| {
         format!("there is no {CONFIG} and no containerd ({}); install containerd first", PROGRAMS.join(", "))
     })?;
-    let out =
-        Command::new(program).arg("--version").env_clear().output().with_context(|| format!("running {program}"))?;
-    let said = String::from_utf8_lossy(&out.stdout);
-    match super::super::version(&said).with_context(|| format!("{program} --version says {:?}", said.trim()))?.0 {
+    let version = crate::engine::ask_version(&host.at(Path::new(program)));
+    match version.with_context(|| format!("{program} --version says no version"))?.0 {
         0 => bail!("{program} is too old to have runtime handlers; use containerd 1.6 or newer"),
         1 => Ok(2),
         _ => Ok(3),

@@ -101,8 +101,13 @@ impl Host {
         Ok(path)
     }
 
+    /// Whether there is a file at `path`.
+    pub fn has_file(&self, path: &Path) -> bool {
+        self.at(path).is_file()
+    }
+
     /// Where the file that is called `path` lies.
-    fn at(&self, path: &Path) -> PathBuf {
+    pub fn at(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
