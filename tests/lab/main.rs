@@ -48,6 +48,7 @@ mod closed;
 mod engines;
 mod hostile;
 mod infra;
+mod install;
 mod refusals;
 mod teardown;
 mod works;

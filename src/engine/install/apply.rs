@@ -25,20 +25,31 @@ struct Staged<'a> {
     draft: Option<NamedTempFile>,
 }
 
-/// Makes all the changes, or none.
-pub(super) fn apply(host: &Host, edits: &[Edit]) -> Result<()> {
-    for edit in edits {
+/// Makes all the changes, or none; `first`, which says what there will be to undo, is made before the others are begun.
+pub(super) fn apply(host: &Host, first: Option<&Edit>, edits: &[Edit]) -> Result<()> {
+    for edit in first.into_iter().chain(edits) {
         check(host, edit)?;
     }
-    let mut made = Vec::new();
-    let result = stage_all(host, edits, &mut made).and_then(|staged| commit(host, staged));
-    if result.is_err() {
+    let (mut made, mut done) = (Vec::new(), Vec::new());
+    let result = make(host, first, &mut made, &mut done).and_then(|()| make(host, edits, &mut made, &mut done));
+    result.map_err(|error| {
+        let error = take_back(&done, error);
         for directory in made.iter().rev() {
             // Whoever put something in meanwhile keeps it.
             let _ = fs::remove_dir(directory);
         }
-    }
-    result
+        error
+    })
+}
+
+fn make<'a>(
+    host: &Host,
+    edits: impl IntoIterator<Item = &'a Edit>,
+    made: &mut Vec<PathBuf>,
+    done: &mut Vec<(&'a Edit, PathBuf)>,
+) -> Result<()> {
+    let staged = edits.into_iter().map(|edit| stage(host, edit, made)).collect::<Result<Vec<_>>>()?;
+    commit(host, staged, done)
 }
 
 fn check(host: &Host, edit: &Edit) -> Result<()> {
@@ -70,27 +81,19 @@ fn place(host: &Host, path: &Path) -> Result<PathBuf> {
     fs::canonicalize(&place).with_context(|| format!("{} is a link that leads nowhere", path.display()))
 }
 
-fn stage_all<'a>(host: &Host, edits: &'a [Edit], made: &mut Vec<PathBuf>) -> Result<Vec<Staged<'a>>> {
-    edits
-        .iter()
-        .map(|edit| {
-            stage(host, edit, made)
-                .with_context(|| format!("{} cannot be written; nothing was changed", edit.path.display()))
-        })
-        .collect()
-}
-
 fn stage<'a>(host: &Host, edit: &'a Edit, made: &mut Vec<PathBuf>) -> Result<Staged<'a>> {
-    let place = place(host, &edit.path)?;
-    let draft = match &edit.after {
-        None => None,
-        Some(text) => {
-            let directory = place.parent().unwrap_or(Path::new("/"));
-            make_directories(directory, made, edit.path.starts_with(STATE))?;
-            Some(draft(&place, text, edit)?)
-        }
+    let mut staged = || -> Result<Staged<'a>> {
+        let place = place(host, &edit.path)?;
+        let draft = match &edit.after {
+            None => None,
+            Some(text) => {
+                make_directories(place.parent().unwrap_or(Path::new("/")), made, edit.path.starts_with(STATE))?;
+                Some(draft(&place, text, edit)?)
+            }
+        };
+        Ok(Staged { edit, place, draft })
     };
-    Ok(Staged { edit, place, draft })
+    staged().with_context(|| format!("{} cannot be written", edit.path.display()))
 }
 
 fn make_directories(directory: &Path, made: &mut Vec<PathBuf>, private: bool) -> Result<()> {
@@ -108,7 +111,13 @@ fn make_directories(directory: &Path, made: &mut Vec<PathBuf>, private: bool) ->
 /// The new text in a file next to the old one, with its rights, on the disk.
 fn draft(place: &Path, text: &str, edit: &Edit) -> Result<NamedTempFile> {
     let directory = place.parent().unwrap_or(Path::new("/"));
-    let mut draft = tempfile::Builder::new().prefix(".tunjail-").suffix(".draft").tempfile_in(directory)?;
+    // Always the same name, so that one which a crash left is found by the next run. None is read by an engine.
+    let name = format!(".{}.tunjail-draft", place.file_name().unwrap_or_default().to_string_lossy());
+    match fs::remove_file(directory.join(&name)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut draft = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempfile_in(directory)?;
     draft.write_all(text.as_bytes())?;
     let (mut mode, owner) = rights(fs::metadata(place).ok().as_ref());
     if edit.path.starts_with(STATE) {
@@ -123,16 +132,12 @@ fn draft(place: &Path, text: &str, edit: &Edit) -> Result<NamedTempFile> {
     Ok(draft)
 }
 
-fn commit(host: &Host, staged: Vec<Staged>) -> Result<()> {
-    let mut done: Vec<(&Edit, PathBuf)> = Vec::new();
+fn commit<'a>(host: &Host, staged: Vec<Staged<'a>>, done: &mut Vec<(&'a Edit, PathBuf)>) -> Result<()> {
     for Staged { edit, place, draft } in staged {
-        match unchanged(host, edit).and_then(|()| rename(&place, draft)) {
-            Ok(()) => done.push((edit, place)),
-            Err(error) => {
-                let error = error.context(format!("{} cannot be changed", edit.path.display()));
-                return Err(take_back(&done, error));
-            }
-        }
+        unchanged(host, edit)
+            .and_then(|()| rename(&place, draft))
+            .with_context(|| format!("{} cannot be changed", edit.path.display()))?;
+        done.push((edit, place));
     }
     Ok(())
 }

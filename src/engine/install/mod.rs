@@ -200,35 +200,51 @@ pub struct Edit {
 /// Changes that belong together: all are made, or none.
 #[derive(Debug, Default)]
 pub struct Changes {
+    /// The record, written before anything else: a crash after it leaves a record of something that did not happen, which
+    /// is found out.
+    record: Option<Edit>,
     edits: Vec<Edit>,
     /// Directories that go when nothing is in them any more, deepest first.
     leave: Vec<PathBuf>,
+    /// The record, removed when all else is done.
+    forget: Option<Edit>,
     pub notes: Vec<String>,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        self.edits.is_empty()
+        self.all().next().is_none()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Edit> {
+        self.record.iter().chain(&self.edits).chain(&self.forget)
     }
 
     /// The changes as a unified diff. Of tunjail's own record only that it changes: it repeats the rest.
     pub fn diff(&self) -> String {
-        self.edits.iter().map(diff).collect()
+        self.all().map(diff).collect()
     }
 
     /// Makes all of them, or none.
     pub fn apply(&self, host: &Host) -> Result<()> {
-        apply::apply(host, &self.edits)?;
-        for directory in &self.leave {
-            // It is not empty when others use it by now.
-            let _ = fs::remove_dir(host.at(directory));
+        apply::apply(host, self.record.as_ref(), &self.edits)?;
+        let leave = |directories: &[PathBuf]| {
+            for directory in directories {
+                // It is not empty when others use it by now.
+                let _ = fs::remove_dir(host.at(directory));
+            }
+        };
+        leave(&self.leave);
+        apply::apply(host, None, self.forget.as_slice())?;
+        if self.record.is_none() {
+            leave(&Path::new(STATE).ancestors().take(2).map(PathBuf::from).collect::<Vec<_>>());
         }
         Ok(())
     }
 
     /// Files that change, tunjail's own record aside.
     pub fn paths(&self) -> impl Iterator<Item = (&Path, &'static str)> {
-        self.edits.iter().filter(|edit| !edit.path.starts_with(STATE)).map(|edit| {
+        self.edits.iter().map(|edit| {
             let verb = match (&edit.before, &edit.after) {
                 (None, _) => "wrote",
                 (_, None) => "removed",
@@ -273,11 +289,8 @@ pub fn install(host: &Host, target: Target, plan: Plan) -> Result<Changes> {
             edits.push(Edit { path: file.path, before: file.current, after: file.after });
         }
     }
-    if old.as_ref() != Some(&new) {
-        // First of all: a crash after it leaves a record of something that did not happen, which is found out.
-        edits.insert(0, new.edit(host, target)?);
-    }
-    Ok(Changes { edits, leave: Vec::new(), notes: plan.notes })
+    let record = if old.as_ref() == Some(&new) { None } else { Some(new.edit(host, target)?) };
+    Ok(Changes { record, edits, notes: plan.notes, ..Changes::default() })
 }
 
 /// The changes that take out what `plan`, whose `after` is each file's `clean`, says.
@@ -291,13 +304,12 @@ pub fn uninstall(host: &Host, target: Target, plan: Plan) -> Result<Changes> {
             edits.push(Edit { path: file.path, before: file.current, after });
         }
     }
-    let mut leave = Vec::new();
-    if let Some(record) = record {
-        leave.extend(record.directories.iter().cloned());
-        edits.push(Edit { path: Record::path(target), before: host.read(&Record::path(target))?, after: None });
-        leave.extend(Path::new(STATE).ancestors().take(2).map(PathBuf::from));
-    }
-    Ok(Changes { edits, leave, notes: plan.notes })
+    let path = Record::path(target);
+    let (leave, forget) = match record {
+        Some(record) => (record.directories, Some(Edit { before: host.read(&path)?, path, after: None })),
+        None => (Vec::new(), None),
+    };
+    Ok(Changes { record: None, edits, leave, forget, notes: plan.notes })
 }
 
 /// Whether `target` was installed by this command, and with this file.

@@ -491,14 +491,15 @@ fn a_failure_half_way_takes_back_what_was_done() {
         edit("/etc/dir", None, Some("x")),
         edit("/etc/dir/file", None, Some("x")),
     ];
-    let error = apply::apply(&yard.host, &edits).unwrap_err();
+    let error = apply::apply(&yard.host, None, &edits).unwrap_err();
     assert!(
         format!("{error:#}").contains("nothing was changed") && format!("{error:#}").contains("/etc/dir"),
         "{error:#}"
     );
     assert_eq!(yard.listing(), before);
     assert_eq!(fs::metadata(yard.at("/etc/a")).unwrap().permissions().mode() & 0o777, 0o640);
-    let error = apply::apply(&yard.host, &[edit("/etc/new/file", None, Some("x")), edit("/etc/a", Some("z"), None)]);
+    let error =
+        apply::apply(&yard.host, None, &[edit("/etc/new/file", None, Some("x")), edit("/etc/a", Some("z"), None)]);
     assert!(format!("{:#}", error.unwrap_err()).contains("changed by somebody else"));
     assert_eq!(yard.listing(), before);
 }
