@@ -1,12 +1,11 @@
 //! Wiring tunjail into engines, and taking it out again.
 //!
 //! A target (`podman.rs`, `docker.rs`, …) reads what is there and says, without writing, what each file should hold:
-//! a [`Wanted`]. This module makes [`Edit`]s of it, which are shown as a diff or applied all together
-//! ([`apply::apply`]).
+//! a [`Wanted`]. This module makes [`Changes`] of it, which are shown as a diff or applied all together (`apply.rs`).
 //!
 //! # How `uninstall` knows what was there before
 //!
-//! `install` writes down what each file held before and what it holds now ([`record`]). When a file still holds exactly
+//! `install` writes down what each file held before and what it holds now (`record.rs`). When a file still holds exactly
 //! that, nobody edited it in between and it gets its old bytes back, or goes if it was not there. Otherwise what is
 //! tunjail's is taken out of it by meaning, a runtime that runs tunjail for example, and the rest stays as it is.
 
