@@ -46,6 +46,9 @@ pub fn uninstall(args: &Uninstall) -> Result<ExitCode> {
 /// Brings an installed CDI specification in step with the configuration. A failure is told and is no more than that:
 /// an engine refuses a device that is missing, and a hook one that is no jail any more.
 pub fn follow(config: &Config) {
+    if !Path::new(cdi::SPEC).exists() {
+        return;
+    }
     let followed = Host::own().and_then(|host| {
         let Some(changes) = cdi::follow(&host, &jails(config))? else { return Ok(()) };
         changes.apply(&host)?;
@@ -53,12 +56,15 @@ pub fn follow(config: &Config) {
         Ok(())
     });
     if let Err(error) = followed {
-        super::complain(&error.context(format!("{} is out of step with the configuration", cdi::SPEC)));
+        super::complain(&error.context(format!("{} is not kept in step with the configuration", cdi::SPEC)));
     }
 }
 
 /// The same, as a diff.
 pub fn plan_to_follow(config: &Config) -> Result<String> {
+    if !Path::new(cdi::SPEC).exists() {
+        return Ok(String::new());
+    }
     let host = Host::own()?;
     Ok(cdi::follow(&host, &jails(config))?.map(|changes| changes.diff()).unwrap_or_default())
 }

@@ -56,6 +56,15 @@ impl Target {
             Self::Containerd => "containerd",
         }
     }
+
+    /// The target that reads the same files; whichever goes last takes their directories along.
+    fn sharer(self) -> Option<Self> {
+        match self {
+            Self::Podman => Some(Self::Crio),
+            Self::Crio => Some(Self::Podman),
+            _ => None,
+        }
+    }
 }
 
 /// Where files are, and which program they shall name.
@@ -282,6 +291,9 @@ pub fn install(host: &Host, target: Target, plan: Plan) -> Result<Changes> {
         let before = first.unwrap_or(file.clean);
         if file.after.is_some() {
             new.directories_for(host, &file.path);
+            if let Some(other) = target.sharer() {
+                new.directories_with(Record::read(host, other)?, &file.path);
+            }
         }
         new.remember(&file.path, before, file.after.clone());
         if file.current != file.after {

@@ -81,8 +81,17 @@ impl Record {
     /// Remembers which directories a file needs that are not there.
     pub fn directories_for(&mut self, host: &Host, path: &Path) {
         let missing = path.ancestors().skip(1).take_while(|ancestor| !host.at(ancestor).exists());
-        let new: Vec<PathBuf> =
-            missing.filter(|path| !self.directories.iter().any(|known| known == path)).map(PathBuf::from).collect();
+        self.directories_add(missing.map(PathBuf::from).collect());
+    }
+
+    /// Remembers those above a file that another record has.
+    pub fn directories_with(&mut self, other: Option<Self>, path: &Path) {
+        let theirs = other.into_iter().flat_map(|other| other.directories);
+        self.directories_add(theirs.filter(|directory| path.starts_with(directory)).collect());
+    }
+
+    fn directories_add(&mut self, mut new: Vec<PathBuf>) {
+        new.retain(|path| !self.directories.contains(path));
         self.directories.extend(new);
         self.directories.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     }

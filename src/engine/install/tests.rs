@@ -278,18 +278,39 @@ fn the_hooks_are_the_files_of_the_hooks_directory() {
     assert!(!yard.at(hooks_d::SHARE).exists());
 }
 
-#[test]
-fn podman_and_crio_share_their_hooks() {
+#[rstest]
+#[case::podman_goes_first(Target::Podman, Target::Crio)]
+#[case::crio_goes_first(Target::Crio, Target::Podman)]
+fn podman_and_crio_share_their_hooks(#[case] first: Target, #[case] second: Target) {
     let yard = Yard::new();
     let before = yard.listing();
     yard.install(Target::Podman, yard.plan(Target::Podman).unwrap());
     yard.install(Target::Crio, yard.plan(Target::Crio).unwrap());
-    assert!(yard.uninstall(Target::Podman).notes[0].contains("the hooks stay"));
+    assert!(yard.uninstall(first).notes[0].contains("the hooks stay"));
     assert_eq!(yard.host.list(hooks_d::SHARE, &["json"]).len(), 2);
-    yard.uninstall(Target::Crio);
-    assert!(yard.host.list(hooks_d::SHARE, &["json"]).is_empty());
-    assert!(!yard.at("/var/lib/tunjail").exists());
-    drop(before);
+    yard.uninstall(second);
+    assert_eq!(yard.listing(), before);
+}
+
+/// What was there before is what was there before the first install, as long as nobody else edits the file.
+#[test]
+fn installing_again_for_another_jail_remembers_the_first_bytes() {
+    let yard = Yard::new();
+    yard.write(DAEMON, "{}");
+    let before = yard.listing();
+    for names in [&["vpn"][..], &["vpn", "office"]] {
+        yard.install(Target::Docker, docker::install(&yard.host, &jails(names), false).unwrap());
+    }
+    assert!(yard.read(DAEMON).unwrap().contains("tunjail-office"));
+    yard.uninstall(Target::Docker);
+    assert_eq!(yard.listing(), before);
+
+    yard.install(Target::Docker, docker::install(&yard.host, &jails(&["vpn"]), false).unwrap());
+    let edited = yard.read(DAEMON).unwrap().replacen('{', "{\n  \"debug\": true,", 1);
+    yard.write(DAEMON, &edited);
+    yard.install(Target::Docker, docker::install(&yard.host, &jails(&["vpn", "office"]), false).unwrap());
+    yard.uninstall(Target::Docker);
+    assert_eq!(yard.read(DAEMON).unwrap(), "{\n  \"debug\": true\n}");
 }
 
 #[rstest]

@@ -38,7 +38,7 @@ fn judge(host: &Host, jails: Option<&[JailName]>, runtime: &Runtime) -> Way {
         && !jails.iter().any(|known| known.as_str() == jail)
     {
         let text = format!(
-            "runtime \"{name}\" in {DAEMON_JSON} is for jail {jail}, which is not in the configuration; containers with it do not start"
+            "runtime \"{name}\" in {DAEMON_JSON} is for jail {jail}, which is not in the configuration; containers with it do not start: remove it, or `tunjail uninstall docker` and install again"
         );
         return Way::new(State::Doubtful, "docker", text);
     }
