@@ -71,7 +71,12 @@ install: ## into $(DESTDIR)$(PREFIX)
 	install -m 0644 docs/decisions/*.md '$(DOCDIR)/docs/decisions'
 	install -m 0644 examples/*.toml '$(DOCDIR)/examples'
 
+# Podman skips a hook whose binary is gone, without a word: what is wired has to go before the binary does.
+WIRED := $(basename $(notdir $(wildcard $(DESTDIR)/var/lib/tunjail/install/*.json)))
+
 uninstall: ## what install put there; configuration stays
+	@[ -z '$(WIRED)' ] || { for engine in $(WIRED); do \
+	    echo "make: first run: tunjail uninstall $$engine" >&2; done; exit 1; }
 	rm -f '$(BINDIR)/tunjail' '$(BINDIR)/tunjail-runtime'
 	rm -rf '$(SHAREDIR)' '$(DOCDIR)'
 

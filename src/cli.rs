@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::engine::install::Target;
 use crate::model::names::{ContainerId, IfName, JailName};
 
 /// Keep containers behind one network interface, or nowhere.
@@ -37,6 +38,10 @@ pub enum Command {
     Status(Show),
     /// Check configuration, kernel, nft, exits and hooks before anything depends on them
     Check(Show),
+    /// Wire tunjail into an engine, so that it calls tunjail for its containers
+    Install(Install),
+    /// Take out what `install` wired
+    Uninstall(Uninstall),
     /// Stand in for an OCI runtime: append the hooks to the bundle's config.json, then run the real runtime
     #[command(disable_help_flag = true)]
     Runtime(Runtime),
@@ -116,6 +121,58 @@ pub struct Show {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Install {
+    #[command(subcommand)]
+    pub into: Into,
+    /// Print what would be changed, as a diff, and change nothing
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Into {
+    /// Two files for Podman's hooks.d
+    Podman(Hooks),
+    /// Runtimes in Docker's daemon.json: tunjail-JAIL for each jail, and tunjail, which goes by annotation or address
+    Docker(Docker),
+    /// A CDI specification with a device tunjail.io/jail=JAIL for each jail; `tunjail up` keeps it in step
+    Cdi,
+    /// Two files for CRI-O's hooks.d; Podman reads the same ones
+    Crio(Hooks),
+    /// A runtime handler tunjail in containerd's config.toml, which goes by annotation or address
+    Containerd,
+}
+
+#[derive(Debug, Args)]
+pub struct Hooks {
+    /// For containers with the annotation io.tunjail.jail; so it is without an option
+    #[arg(long, conflicts_with = "always")]
+    pub annotation: bool,
+    /// For every container: annotation or address decide which jail, if any
+    #[arg(long)]
+    pub always: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Docker {
+    /// Make tunjail, the runtime that goes by annotation or address, Docker's default runtime
+    #[arg(long)]
+    pub default: bool,
+    /// A runtime for this jail alone
+    #[arg(long, value_name = "NAME")]
+    pub jail: Option<JailName>,
+}
+
+#[derive(Debug, Args)]
+pub struct Uninstall {
+    #[arg(value_enum, value_name = "WHERE")]
+    pub from: Target,
+    /// Print what would be changed, as a diff, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

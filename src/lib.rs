@@ -16,6 +16,9 @@
 //!
 //! `up`, `exit`, `check` and `--dry-run` walk the same way and stop at different places.
 //!
+//! Before all this an engine has to call tunjail: [`engine::install`] writes that into the engine's own files and takes it
+//! out again, and [`engine::wiring`] says, for `check`, whether it would.
+//!
 //! # The words
 //!
 //! A *jail* is a policy, an *exit* the interface it leaves by, a *member* a container that it holds. The *wall* is the

@@ -10,11 +10,13 @@ use serde::Serialize;
 
 use crate::cli::Show;
 use crate::config::Config;
+use crate::engine::install::Host;
 use crate::engine::runtime::underneath;
-use crate::engine::wiring;
+use crate::engine::wiring::{self, State};
 use crate::hold::{Kernel, wall};
 use crate::kernel::nftables;
 use crate::model::conflict;
+use crate::model::names::JailName;
 use crate::model::policy::Jail;
 use crate::store::Store;
 
@@ -58,11 +60,12 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
     if let Some(path) = &nft {
         findings.add(Verdict::Ok, "nft", path.display().to_string());
     }
-    if let Some(config) = findings.take("configuration", Config::load(config).map_err(Into::into)) {
+    let config = findings.take("configuration", Config::load(config).map_err(Into::into));
+    if let Some(config) = &config {
         let verdict = if config.jails.is_empty() { Verdict::Warning } else { Verdict::Ok };
         findings.add(verdict, "configuration", format!("{}: jails {}", config.sources_text(), config.names_text()));
-        forwarding(&mut findings, &config);
-        runtime(&mut findings, &config);
+        forwarding(&mut findings, config);
+        runtime(&mut findings, config);
         let host = findings.take("netlink", Kernel::open().map_err(Into::into));
         if let Some(mut host) = host {
             for jail in &config.jails {
@@ -70,12 +73,23 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
             }
         }
     }
-    for found in wiring::look() {
-        findings.add(if found.live { Verdict::Ok } else { Verdict::Warning }, found.way, found.text);
-    }
+    ways_in(&mut findings, config.as_ref());
     print(&findings.0, args.json)?;
     let failed = findings.0.iter().any(|finding| finding.verdict == Verdict::Error);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn ways_in(findings: &mut Findings, config: Option<&Config>) {
+    let Some(host) = findings.take("hooks", Host::own()) else { return };
+    let jails: Option<Vec<JailName>> = config.map(|config| config.jails.iter().map(|jail| jail.name.clone()).collect());
+    for found in wiring::look(&host, jails.as_deref()) {
+        let verdict = match found.state {
+            State::Live | State::Unused => Verdict::Ok,
+            State::Doubtful => Verdict::Warning,
+            State::Broken => Verdict::Error,
+        };
+        findings.add(verdict, found.way, found.text);
+    }
 }
 
 fn forwarding(findings: &mut Findings, config: &Config) {

@@ -5,6 +5,7 @@ mod check;
 mod down;
 mod exit;
 mod hook;
+mod install;
 mod runtime;
 mod status;
 mod sweep;
@@ -48,6 +49,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Runtime(args) => runtime::run(config, &args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Attend(args) => attend::run(config, &args),
+        Command::Install(args) => install::install(config, &args),
+        Command::Uninstall(args) => install::uninstall(&args),
     }
 }
 

@@ -12,10 +12,11 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::cli::Runtime;
 use crate::config::Config;
+use crate::engine::own_program;
 use crate::engine::runtime::bundle::{self, Hooks};
 use crate::engine::runtime::line::{self, Action, Log};
+use crate::engine::runtime::log;
 use crate::engine::runtime::underneath::{self, Family};
-use crate::engine::runtime::{log, own_program};
 use crate::hold::late;
 use crate::model::names::ContainerId;
 use crate::store::Store;

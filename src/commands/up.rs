@@ -25,6 +25,7 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
             let survey = wall::survey(&mut host, &store, jail)?;
             print!("{}", plan::lines(&wall::plan_to_raise(&mut host, &store, jail, &survey)?, ""));
         }
+        print!("{}", super::install::plan_to_follow(&config)?);
         return Ok(ExitCode::SUCCESS);
     }
     let store = Store::open().lock()?;
@@ -41,5 +42,6 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
         }
     }
     store.tidy()?;
+    super::install::follow(&config);
     result
 }

@@ -1,14 +1,73 @@
 //! What differs between engines and runtimes.
 
+pub mod install;
 pub mod runtime;
 pub mod wiring;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::parent_id;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+/// The program that hooks call: this binary, whatever name it was called by.
+pub fn own_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("finding tunjail's own path")?;
+    if path.file_name().is_none_or(|name| name != "tunjail-runtime") {
+        return Ok(path);
+    }
+    // A copy under the second name; as a hook it would be a runtime.
+    let sibling = path.parent().unwrap_or(Path::new("/")).join("tunjail");
+    ensure!(
+        sibling.is_file(),
+        "{} is a copy of tunjail and {} is missing; install tunjail there, and tunjail-runtime as a link to it",
+        path.display(),
+        sibling.display()
+    );
+    Ok(sibling)
+}
+
+/// How long a program may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Major and minor version of the program at `path`; `None` when it does not say.
+pub fn ask_version(path: &Path) -> Option<(u32, u32)> {
+    let mut asked = tempfile::tempfile().ok()?;
+    let out = asked.try_clone().ok()?;
+    let mut child = Command::new(path)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let deadline = Instant::now() + PATIENCE;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut said = String::new();
+    asked.rewind().ok()?;
+    asked.take(4096).read_to_string(&mut said).ok()?;
+    version(&said)
+}
+
+/// The first word that begins with a number and a dot, as in `Docker version 20.10.24+dfsg1, build 5d6db84`.
+fn version(said: &str) -> Option<(u32, u32)> {
+    said.split([' ', ',', '\n']).find_map(|word| {
+        let (major, rest) = word.trim_start_matches('v').split_once('.')?;
+        let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    })
+}
 
 /// A hook runs as whoever runs the engine. In a user namespace (rootless engines) it has no power over the host's
 /// network, whatever its uid says there.
@@ -58,4 +117,24 @@ fn log_of(runtime: u32) -> Option<PathBuf> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions_are_read_as_engines_write_them() {
+        for (said, expected) in [
+            ("Docker version 20.10.24+dfsg1, build 5d6db84\n", Some((20, 10))),
+            ("Docker version 28.5.2, build ecc6942\n", Some((28, 5))),
+            ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3\n", Some((1, 6))),
+            ("containerd github.com/containerd/containerd/v2 v2.1.0-rc.1 2.1.0\n", Some((2, 1))),
+            ("podman version 4.3.1\n", Some((4, 3))),
+            ("no version\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version(said), expected, "{said}");
+        }
+    }
 }

@@ -48,6 +48,7 @@ mod closed;
 mod engines;
 mod hostile;
 mod infra;
+mod install;
 mod late;
 mod refusals;
 mod runtime;

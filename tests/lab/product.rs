@@ -8,6 +8,8 @@ use crate::world::Lab;
 
 /// Where `make install` puts the program, and where the files in hooks/ expect it.
 pub const TUNJAIL: &str = "/usr/local/bin/tunjail";
+/// Its second name.
+pub const RUNTIME: &str = "/usr/local/bin/tunjail-runtime";
 /// Where an administrator keeps the configuration; the lab's /etc is its own.
 pub const CONFIG: &str = "/etc/tunjail/tunjail.toml";
 
@@ -27,10 +29,19 @@ exit = "tun0"
 /// The program under test and its second name, in the lab's own /usr/local.
 pub fn install() {
     let _ = fs::create_dir_all("/usr/local/bin");
-    for name in [TUNJAIL, "/usr/local/bin/tunjail-runtime"] {
+    for name in [TUNJAIL, RUNTIME] {
         let _ = fs::remove_file(name);
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tunjail"), name).expect("tunjail in /usr/local/bin");
     }
+}
+
+/// The same as a copy, as `make install` puts it there: a program that asks for its own path is told where it really lies.
+pub fn install_copy() {
+    for name in [TUNJAIL, RUNTIME] {
+        fs::remove_file(name).expect("the link removed");
+    }
+    fs::copy(env!("CARGO_BIN_EXE_tunjail"), TUNJAIL).expect("tunjail copied");
+    std::os::unix::fs::symlink("tunjail", RUNTIME).expect("its second name");
 }
 
 /// Lines that tunjail itself wrote into somebody's error message.

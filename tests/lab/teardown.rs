@@ -1,7 +1,7 @@
 //! Promises P9 and P10: nothing is left behind, and nothing of others is touched. What the host shows before and
 //! after is compared byte for byte: ip rules, all routing tables, the nft ruleset, /run/tunjail, rt_tables.d.
 
-mod crash;
+pub mod crash;
 mod dry_run;
 mod identity;
 

@@ -241,12 +241,13 @@ fn bind(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags, 
     mount(source, target, kind, flags, data).unwrap_or_else(|error| panic!("mount on {target}: {error}"));
 }
 
-/// No mount of the lab is seen outside, and no write to /etc, /var, /opt, /root or /usr/local arrives there.
+/// No mount of the lab is seen outside, and no write to /etc, /var, /opt, /root, /usr/local or to what engines read below
+/// /usr/share arrives there.
 fn private_mounts() {
     bind(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
     bind(Some("lab"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755"));
     create_dir_all("/run/netns").expect("/run/netns");
-    for dir in ["etc", "var", "opt", "root", "usr/local"] {
+    for dir in ["etc", "var", "opt", "root", "usr/local", "usr/share/containers"] {
         let (upper, work) = (format!("{DIR}/over/{dir}"), format!("{DIR}/work/{dir}"));
         create_dir_all(&upper).and_then(|()| create_dir_all(&work)).expect("overlay directories");
         let data = format!("lowerdir=/{dir},upperdir={upper},workdir={work}");

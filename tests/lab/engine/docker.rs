@@ -1,6 +1,7 @@
 //! dockerd with its containerd, data and network inside the lab.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -23,16 +24,28 @@ pub struct Docker {
 impl Docker {
     /// `runtimes` goes into daemon.json as it is.
     pub fn start(lab: &Lab, runtimes: &Value) -> Self {
-        tools::require(&["dockerd", "docker", "containerd", "iptables", "runc"]);
+        let mut config = Self::settings(lab);
+        config["runtimes"] = runtimes.clone();
+        let path = lab.dir("docker").join("daemon.json");
+        fs::write(&path, config.to_string()).expect("daemon.json");
+        Self::start_with(lab, &path)
+    }
+
+    /// What a daemon.json has to say to a dockerd of the lab.
+    pub fn settings(lab: &Lab) -> Value {
         let dir = lab.dir("docker");
-        let config = json!({
+        json!({
             "data-root": dir.join("data"), "exec-root": dir.join("exec"), "pidfile": dir.join("pid"), "cgroup-parent": format!("/{}", cgroup()),
-            "hosts": [SOCKET], "storage-driver": "vfs", "runtimes": runtimes,
+            "hosts": [SOCKET], "storage-driver": "vfs",
             "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 1024, "Hard": 1024}},
             "experimental": true, "ip6tables": true, "bridge": "none",
-        });
-        let path = dir.join("daemon.json");
-        fs::write(&path, config.to_string()).expect("daemon.json");
+        })
+    }
+
+    /// With a daemon.json that says what [`Docker::settings`] does, and more.
+    pub fn start_with(lab: &Lab, path: &Path) -> Self {
+        tools::require(&["dockerd", "docker", "containerd", "iptables", "runc"]);
+        let dir = lab.dir("docker");
         let mut daemon = Cmd::new("dockerd", &["--config-file", &path.to_string_lossy()]).spawn();
         wait_until("dockerd", Duration::from_secs(60), || {
             assert!(!daemon.ended(), "dockerd ended:\n{}", daemon.stderr());

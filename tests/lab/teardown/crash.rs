@@ -14,7 +14,7 @@ use crate::yard::{Lock, Stand, Yard, created, stopped};
 const MANY: u64 = 200;
 
 /// `tunjail ARGS`, killed before its `nth` call. What became of it, and how many calls it would have made if none.
-fn killed(nth: u64, args: &[&str], stdin: &str) -> (Out, bool) {
+pub fn killed(nth: u64, args: &[&str], stdin: &str) -> (Out, bool) {
     let probe = rootfs::probe().to_string_lossy().into_owned();
     let out = Cmd::new(probe, &[&["kill-at", &nth.to_string(), TUNJAIL], args].concat()).stdin(stdin).out();
     let line: Value = out.json();
@@ -24,7 +24,7 @@ fn killed(nth: u64, args: &[&str], stdin: &str) -> (Out, bool) {
 }
 
 /// Calls `case` with 1, 2, 3, and so on, until it says that its command came to its own end.
-fn at_every_call(what: &str, mut case: impl FnMut(u64) -> bool) {
+pub fn at_every_call(what: &str, mut case: impl FnMut(u64) -> bool) {
     let last = (1..MANY).find(|nth| !case(*nth)).expect("an end");
     assert!(last > 5, "{what} makes hardly a call that changes something: {last}");
     println!("crash: {what} was killed before each of its {} calls", last - 1);
