@@ -89,8 +89,11 @@ pub fn run(nth: u64, program: &str, args: &[&str]) -> super::Done {
 /// The call at whose entry the task stands.
 fn entered(pid: Pid) -> Option<libc::__c_anonymous_ptrace_syscall_info_entry> {
     let info = ptrace::syscall_info(pid).ok()?;
-    // SAFETY: `op` says that the union holds an entry.
-    (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then(|| unsafe { info.u.entry })
+    match info.op {
+        // SAFETY: `op` says that the union holds an entry.
+        libc::PTRACE_SYSCALL_INFO_ENTRY => Some(unsafe { info.u.entry }),
+        _ => None,
+    }
 }
 
 /// Whether the task stands at the entry of a call that changes something.
