@@ -25,11 +25,8 @@ struct Staged<'a> {
     draft: Option<NamedTempFile>,
 }
 
-/// Makes all the changes, or none; `first`, which says what there will be to undo, is made before the others are begun.
+/// Makes all the changes, which were checked ([`check`]), or none; `first`, which says what there will be to undo, is made before the others are begun.
 pub(super) fn apply(host: &Host, first: Option<&Edit>, edits: &[Edit]) -> Result<()> {
-    for edit in first.into_iter().chain(edits) {
-        check(host, edit)?;
-    }
     let (mut made, mut done) = (Vec::new(), Vec::new());
     let result = make(host, first, &mut made, &mut done).and_then(|()| make(host, edits, &mut made, &mut done));
     result.map_err(|error| {
@@ -52,7 +49,8 @@ fn make<'a>(
     commit(host, staged, done)
 }
 
-fn check(host: &Host, edit: &Edit) -> Result<()> {
+/// Whether the change can be made, as far as that can be known before the first one is.
+pub(super) fn check(host: &Host, edit: &Edit) -> Result<()> {
     unchanged(host, edit)?;
     let place = place(host, &edit.path)?;
     let existing = place.ancestors().skip(1).find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));

@@ -235,6 +235,7 @@ impl Changes {
 
     /// Makes all of them, or none.
     pub fn apply(&self, host: &Host) -> Result<()> {
+        self.all().try_for_each(|edit| apply::check(host, edit))?;
         apply::apply(host, self.record.as_ref(), &self.edits)?;
         let leave = |directories: &[PathBuf]| {
             for directory in directories {

@@ -512,6 +512,7 @@ fn a_failure_half_way_takes_back_what_was_done() {
         edit("/etc/dir", None, Some("x")),
         edit("/etc/dir/file", None, Some("x")),
     ];
+    edits.iter().for_each(|edit| apply::check(&yard.host, edit).unwrap());
     let error = apply::apply(&yard.host, None, &edits).unwrap_err();
     assert!(
         format!("{error:#}").contains("nothing was changed") && format!("{error:#}").contains("/etc/dir"),
@@ -523,4 +524,109 @@ fn a_failure_half_way_takes_back_what_was_done() {
         apply::apply(&yard.host, None, &[edit("/etc/new/file", None, Some("x")), edit("/etc/a", Some("z"), None)]);
     assert!(format!("{:#}", error.unwrap_err()).contains("changed by somebody else"));
     assert_eq!(yard.listing(), before);
+}
+
+/// The file that says hooks_dir last is the one that counts; one below /usr belongs to the distribution.
+#[rstest]
+#[case::a_drop_in("/etc/containers/containers.conf.d/50-x.conf", "/etc/containers/containers.conf.d/50-x.conf")]
+#[case::the_distributions("/usr/share/containers/containers.conf", CONTAINERS_CONF)]
+fn podmans_hooks_dir_is_edited_where_it_counts(#[case] said_in: &str, #[case] edited: &str) {
+    let yard = Yard::new();
+    yard.write(said_in, "[engine]\nhooks_dir = [\"/opt/hooks.d\"]\n");
+    let before = yard.listing();
+    yard.install(Target::Podman, yard.plan(Target::Podman).unwrap());
+    assert!(yard.read(edited).unwrap().contains("\"/opt/hooks.d\", \"/usr/share/containers/oci/hooks.d\""));
+    let read = podman::hook_directories(&yard.host).unwrap();
+    assert_eq!(read.directories, ["/opt/hooks.d", hooks_d::SHARE]);
+    yard.uninstall(Target::Podman);
+    assert_eq!(yard.listing(), before);
+}
+
+mod properties {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::{DAEMON, Target, Yard, docker, jails};
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[ -~äß\\u{1F600}]{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::btree_map("[a-z\\\\\"/-]{0,6}", inner, 0..3)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// An object with `runtimes` of others, or none, written in one of several ways.
+    fn daemon() -> impl Strategy<Value = (String, Value)> {
+        let whole = prop::collection::btree_map("[a-z-]{1,6}", value(), 0..4);
+        let runtimes = prop::option::of(prop::collection::btree_map(
+            "[a-z]{1,4}",
+            "/[a-z]{1,5}".prop_map(|path| serde_json::json!({ "path": path })),
+            0..3,
+        ));
+        (whole, runtimes, 0..4usize).prop_map(|(whole, runtimes, style)| {
+            let mut whole = Value::Object(whole.into_iter().collect());
+            if let Some(runtimes) = runtimes {
+                whole["runtimes"] = Value::Object(runtimes.into_iter().collect());
+            }
+            let pretty = serde_json::to_string_pretty(&whole).unwrap();
+            let text = match style {
+                0 => pretty,
+                1 => whole.to_string(),
+                2 => pretty.replace("\n  ", "\n\t") + "\n",
+                _ => pretty.replace('\n', "\r\n") + "\r\n",
+            };
+            (text, whole)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn docker_adds_what_it_says_and_takes_away_no_more((text, whole) in daemon()) {
+            let yard = Yard::new();
+            yard.write(DAEMON, &text);
+            yard.install(Target::Docker, docker::install(&yard.host, &jails(&["vpn"]), true).unwrap());
+            let after: Value = serde_json::from_str(&yard.read(DAEMON).unwrap()).unwrap();
+            prop_assert_eq!(&after["runtimes"]["tunjail-vpn"]["runtimeArgs"][1], "vpn");
+            prop_assert_eq!(&after["default-runtime"], "tunjail");
+            // Byte for byte, and by meaning when somebody touched it.
+            let installed = yard.read(DAEMON).unwrap();
+            yard.uninstall(Target::Docker);
+            prop_assert_eq!(yard.read(DAEMON).unwrap(), text);
+            yard.write(DAEMON, &(installed + " "));
+            yard.uninstall(Target::Docker);
+            let mut rest: Value = serde_json::from_str(&yard.read(DAEMON).unwrap()).unwrap();
+            let mut whole = whole;
+            for value in [&mut rest, &mut whole] {
+                if value["runtimes"].as_object().is_none_or(serde_json::Map::is_empty) {
+                    value.as_object_mut().unwrap().remove("runtimes");
+                }
+            }
+            prop_assert_eq!(rest, whole);
+        }
+
+        /// Whatever stands there: an edit, or an error that names the file; never a panic, and never a changed file.
+        #[test]
+        fn docker_survives_any_text(text in prop_oneof!["\\PC{0,60}", "[{}\\[\\]:,\"a-z0-9 \\n\\\\/*]{0,60}", r#"\{ ?"runtimes"[ :]+[{}\[\]":,a-z]{0,30}"#]) {
+            let yard = Yard::new();
+            yard.write(DAEMON, &text);
+            if let Err(error) = docker::install(&yard.host, &jails(&["vpn"]), false) {
+                prop_assert!(format!("{error:#}").contains(DAEMON), "{error:#}");
+            }
+            if let Err(error) = docker::uninstall(&yard.host) {
+                prop_assert!(format!("{error:#}").contains(DAEMON), "{error:#}");
+            }
+            prop_assert_eq!(yard.read(DAEMON).unwrap(), text);
+        }
+    }
 }

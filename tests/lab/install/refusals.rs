@@ -86,6 +86,18 @@ fn a_directory_that_cannot_be_written_is_named_and_nothing_is_half_written() {
     assert_refused(&lab.tunjail(&["install", "docker"]), &[STATE, "Read-only file system"]);
     lab.sh("umount /var/lib");
     assert_same_files(&before, "an install without a record");
+    // Nor is anything taken out whose record could not be removed.
+    lab.tunjail_ok(&["install", "docker"]);
+    let installed = files();
+    lab.sh("mount --bind /var/lib /var/lib; mount -o remount,bind,ro /var/lib");
+    assert_refused(
+        &lab.tunjail(&["uninstall", "docker"]),
+        &["docker was not uninstalled", STATE, "nothing was changed"],
+    );
+    lab.sh("umount /var/lib");
+    assert_same_files(&installed, "an uninstall that was refused");
+    lab.tunjail_ok(&["uninstall", "docker"]);
+    assert_same_files(&before, "docker");
 }
 
 /// The disk fills up while the new text is written aside.
