@@ -45,7 +45,12 @@ pub fn install(host: &Host, when: When) -> Result<Plan> {
             )
         })?;
     let notes = vec![
-        "CRI-O watches the directory: no restart is needed".to_owned(),
+        if host.at(Path::new(directory)).is_dir() {
+            "CRI-O watches the directory: no restart is needed".to_owned()
+        } else {
+            "now restart CRI-O: it watches only directories that were there when it started: systemctl restart crio"
+                .to_owned()
+        },
         "a pod asks for a jail by the annotation io.tunjail.jail".to_owned(),
     ];
     Ok(Plan { files: hooks_d::wanted(host, directory, when)?, notes })
