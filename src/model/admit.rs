@@ -35,7 +35,7 @@ pub struct Confirmed {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
     #[error(
-        "the container uses the host's own network namespace, which no jail can hold; start it on the jail's network instead of --network host"
+        "the container uses the host's own network namespace, which no jail can hold; start it on the jail's network instead of the host's (--network host, hostNetwork: true)"
     )]
     HostNetns,
     #[error("the container has no address; attach it to a network in {subnets} before it starts")]

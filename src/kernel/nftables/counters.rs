@@ -58,7 +58,7 @@ fn list(arguments: &[&str]) -> Result<Vec<Value>, KernelError> {
     if !output.status.success() {
         return match String::from_utf8_lossy(&output.stderr).contains("No such file or directory") {
             true => Ok(Vec::new()),
-            false => Err(KernelError::Nft(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            false => Err(nft::complaint(&output)),
         };
     }
     let answer: Value =

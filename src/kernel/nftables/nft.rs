@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use super::super::KernelError;
 
@@ -50,13 +50,18 @@ fn run(arguments: &[&str], script: &str) -> Result<(), KernelError> {
         }
     }
     let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return Ok(());
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(complaint(&output)),
     }
+}
+
+/// What nft said when it failed, in one line; it may have died without a word.
+pub fn complaint(output: &Output) -> KernelError {
     let said = String::from_utf8_lossy(&output.stderr);
     let said: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(KernelError::Nft(match said.is_empty() {
+    KernelError::Nft(match said.is_empty() {
         true => format!("it said nothing ({})", output.status),
         false => format!("{} ({})", said.join(" | "), output.status),
-    }))
+    })
 }

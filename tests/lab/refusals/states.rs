@@ -130,7 +130,7 @@ fn a_pid_that_is_no_container_is_the_host() {
         let out = yard.lab.create_runtime(&state, &["--jail", "vpn"]);
         assert_refused(
             &out,
-            &["container c1 was not started", "host's own network namespace", "instead of --network host"],
+            &["container c1 was not started", "host's own network namespace", "instead of the host's (--network host"],
         );
     }
     assert_refused(&yard.lab.create_runtime(&annotated("c1", pid, "vpn"), &[]), &["host's own network namespace"]);
