@@ -51,6 +51,7 @@ mod hostile;
 mod infra;
 mod install;
 mod late;
+mod matrix;
 mod refusals;
 mod runtime;
 mod teardown;
