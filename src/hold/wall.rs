@@ -227,7 +227,7 @@ fn look_at_exits(host: &mut Kernel, jail: &Jail) -> Result<Vec<ExitFacts>> {
     let mut exits = Vec::new();
     for name in &jail.exits {
         let Some(link) = host.rtnl.link_by_name(name)? else { continue };
-        let addresses = host.rtnl.addresses(Some(link.index))?;
+        let addresses = host.rtnl.sources(link.index)?;
         exits.push(ExitFacts {
             v4: addresses.iter().any(|address| address.address.is_ipv4()),
             v6: addresses.iter().any(|address| address.address.is_ipv6() && !address.is_link_local()),

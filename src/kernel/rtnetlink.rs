@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
@@ -92,10 +92,27 @@ impl Rtnl {
 
     /// Every address of this namespace, or of one interface.
     pub fn addresses(&mut self, index: Option<u32>) -> Result<Vec<Address>, KernelError> {
+        Ok(self.list_addresses(index)?.into_iter().filter_map(address_in).collect())
+    }
+
+    /// The addresses of an interface that a packet may have as its source. One whose uniqueness is not proved yet may not be
+    /// used (RFC 4862, section 5.4), and where there is nothing to prove, as on a tunnel, that still takes until a work
+    /// queue has its turn (net/ipv6/addrconf.c, addrconf_dad_start).
+    pub fn sources(&mut self, index: u32) -> Result<Vec<Address>, KernelError> {
+        let answers = self.list_addresses(Some(index))?;
+        Ok(answers.into_iter().filter(|answer| !is_tentative(answer)).filter_map(address_in).collect())
+    }
+
+    /// Whether an interface has an address that is no source yet.
+    pub fn has_tentative(&mut self, index: u32) -> Result<bool, KernelError> {
+        Ok(self.list_addresses(Some(index))?.iter().any(is_tentative))
+    }
+
+    fn list_addresses(&mut self, index: Option<u32>) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         let mut message = AddressMessage::default();
         message.header.index = index.unwrap_or(0);
         match self.list("listing addresses", RouteNetlinkMessage::GetAddress(message)) {
-            Ok(answers) => Ok(answers.into_iter().filter_map(address_in).collect()),
+            Ok(answers) => Ok(answers),
             Err(error) if index.is_some() && error.errno() == Some(libc::ENODEV) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
@@ -376,6 +393,13 @@ fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn is_tentative(answer: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewAddress(message) = answer else { return false };
+    let flags = message.header.flags;
+    // An optimistic one may be used meanwhile (RFC 4429).
+    flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic)
 }
 
 fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {

@@ -84,9 +84,9 @@ impl NetnsFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExitFacts {
     pub link: Link,
-    /// It has an IPv4 address.
+    /// It has an IPv4 address that packets may have as their source: masquerade would take another interface's.
     pub v4: bool,
-    /// It has an IPv6 address that is not link-local.
+    /// The same for IPv6, link-local ones aside.
     pub v6: bool,
 }
 

@@ -169,3 +169,25 @@ fn either_layer_holds_alone(#[case] case: &str, #[case] wipe: Wipe) {
     scene.lab.assert_no_leak("closed", &format!("{case}-and-exit-killed"), control);
     traffic.end(&member);
 }
+
+/// An IPv6 address is no source while its uniqueness is being proved: masquerade would take another interface's instead,
+/// and the host's own address would come out of the exit.
+#[test]
+fn an_exit_is_not_used_before_its_address_can_be_a_source() {
+    let lab = Lab::new();
+    lab.configure(
+        "[jail.vpn]\nsubnets = [\"172.18.0.0/16\", \"fd00:18::/64\"]\nexit = \"eth1\"\ngateway = \"2001:db8:8::1\"\n",
+    );
+    let _bridge = crate::bridge::Bridge::new(&lab);
+    lab.tunjail_ok(&["up"]);
+    lab.sh("ip link add eth1 type veth peer name other; ip link set other up
+        echo 1 > /proc/sys/net/ipv6/conf/eth1/accept_dad; ip link set eth1 up");
+    let carries = || lab.sh("ip -6 route show table tunjail_vpn").contains("2001:db8:8::1 dev eth1");
+    let tentative = || !lab.sh("ip -6 addr show dev eth1 scope global tentative").is_empty();
+    lab.sh("ip addr add 2001:db8:8::9/64 dev eth1");
+    assert!(tentative(), "nothing is proved here");
+    lab.tunjail_ok(&["up"]);
+    assert!(!tentative() || !carries(), "the wall routes by an address that is no source");
+    lab.tunjail_ok(&["exit", "up", "--dev", "eth1"]);
+    assert!(!tentative() && carries(), "whoever made the exit calls once");
+}

@@ -1,191 +1,75 @@
-//! Every engine, wired as its users wire it, by the files in hooks/ word for word: promises P2, P3 and P9, and what a
-//! user reads when a container is refused.
-
-mod wiring;
-
-use std::time::Duration;
+//! What a user reads when a container is refused, and containers that are none of tunjail's business. That each engine
+//! holds its members is in [`crate::matrix`].
 
 use rstest::rstest;
-use serde_json::Value;
 
-use self::wiring::{ALWAYS, Engine, OTHER, OTHER4, OTHER6, Refused, Wiring, docker, hook_files, other_docker_network};
+use crate::bridge::BRIDGE;
 use crate::engine::Container;
 use crate::engine::podman::Podman;
+use crate::guest::{Guest, Release};
+use crate::matrix::wired::{self, ALWAYS, OTHER, OTHER4, OTHER6, docker, other_docker_network};
+use crate::matrix::{Engine, Way, at_rest, comes_to_be};
 use crate::product::{STRICT_JAIL, own_lines};
-use crate::run::{answer, wait_until};
-use crate::scene::Traffic;
-use crate::snapshot::Snapshot;
-use crate::vpn::{Client, Vpn};
+use crate::run::{Out, answer};
 use crate::works::ask_the_internet;
 use crate::world::{HOST6, Lab, ROUTER4, SERVICE4, SERVICE6, VPN4, VPN6};
 
-fn exit(lab: &Lab) -> (Vpn, Client) {
-    let server = Vpn::start_server(lab);
-    let client = server.client(Some(&lab.exit_script()));
-    lab.configure(STRICT_JAIL);
-    (server, client)
-}
+const UNKNOWN_JAIL: &[&str] = &["jail nope is not in the configuration", "its jails are: vpn"];
+const SECOND_NETWORK: &[&str] = &["address 172.30.", "outside jail vpn", "attach the container to the jail's network"];
 
-/// The loss of the exit with policy routing alone: counted.
-fn control_of_the_loss(lab: &Lab, client: &mut Client, plain: &dyn Container) -> u64 {
-    client.start_and_wait();
-    lab.recipe();
-    lab.reset_leaks();
-    let mut traffic = Traffic::start(plain);
-    traffic.wait_flowing();
-    client.sigkill();
-    wait_until("the control to leak", Duration::from_secs(5), || {
-        let leaks = lab.leaks();
-        leaks.v4 > 100 && leaks.v6 > 100
-    });
-    let seen = lab.leaks().total();
-    traffic.end(plain);
-    lab.no_recipe();
-    lab.reset_leaks();
-    seen
-}
-
-#[rstest]
-#[case::runc_config("runc-config", Wiring::RuncConfig)]
-#[case::crun_annotation("crun-annotation", Wiring::CrunAnnotation)]
-#[case::podman_crun("podman-crun", Wiring::PodmanCrun)]
-#[case::podman_runc("podman-runc", Wiring::PodmanRunc)]
-#[case::podman_always("podman-always", Wiring::PodmanAlways)]
-#[case::docker("docker", Wiring::Docker)]
-#[case::docker_by_subnet("docker-by-subnet", Wiring::DockerBySubnet)]
-fn a_member_leaves_by_the_exit_or_not_at_all(#[case] case: &str, #[case] wiring: Wiring) {
-    let lab = Lab::new();
-    let (_server, mut client) = exit(&lab);
-    let engine = wiring.engine(&lab);
-    let mut plain = engine.plain("control");
-    let control = lab.assert_probe_is_visible(|| ask_the_internet(&*plain, ROUTER4, HOST6));
-    let control_of_the_loss = control_of_the_loss(&lab, &mut client, &*plain);
-    plain.remove();
-
-    client.start_and_wait();
-    let mut member = engine.member("m1");
-    lab.reset_leaks();
-    ask_the_internet(&*member, VPN4, VPN6);
-    lab.assert_no_leak("engines", case, control);
-    assert!(lab.leaks().transport > 0, "nothing went through the tunnel either");
-
-    let mut traffic = Traffic::start(&*member);
-    traffic.wait_flowing();
-    client.sigkill();
-    traffic.press();
-    lab.assert_no_leak("engines", &format!("{case}-exit-killed"), control_of_the_loss);
-
-    // The same container, no restart.
-    client.start_and_wait();
-    wait_until("the exit open again", Duration::from_secs(10), || {
-        member.probe(&["http", SERVICE4]).json()["body"] == VPN4
-    });
-    assert_eq!(answer(&member.probe(&["http", SERVICE6])), VPN6);
-    traffic.wait_floods_flowing();
-    lab.assert_no_leak("engines", &format!("{case}-exit-returned"), control_of_the_loss);
-    traffic.end(&*member);
-    member.remove();
-}
-
-/// An engine takes down its own bridge, addresses and chains some time after it says that it is done.
+/// Tunjail says one line, with all of the reason in it.
 #[track_caller]
-fn comes_to_be(lab: &Lab, before: &Snapshot, what: &str) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
-    while lab.snapshot() != *before && std::time::Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    before.assert_same(&lab.snapshot(), what);
-}
-
-/// What the engine itself leaves after its first container (empty chains, a bridge without a carrier) is not counted:
-/// a plain container has been there before.
-fn before_any_member(lab: &Lab, engine: &dyn Engine) -> Snapshot {
-    engine.plain("control").remove();
-    engine.forget("control");
-    let mut before = lab.snapshot();
-    wait_until("the engine at rest", Duration::from_secs(10), || {
-        std::thread::sleep(Duration::from_millis(300));
-        let now = lab.snapshot();
-        std::mem::replace(&mut before, now.clone()) == now
-    });
-    assert_eq!(before.part("/run/tunjail"), "absent\n", "a plain container was none of tunjail's business");
-    before
-}
-
-#[rstest]
-#[case::runc_config(Wiring::RuncConfig)]
-#[case::crun_annotation(Wiring::CrunAnnotation)]
-#[case::podman_crun(Wiring::PodmanCrun)]
-#[case::podman_runc(Wiring::PodmanRunc)]
-#[case::podman_always(Wiring::PodmanAlways)]
-#[case::docker(Wiring::Docker)]
-#[case::docker_by_subnet(Wiring::DockerBySubnet)]
-fn stop_and_remove_leave_the_host_as_it_was(#[case] wiring: Wiring) {
-    let lab = Lab::new();
-    let (_server, mut client) = exit(&lab);
-    client.start_and_wait();
-    let engine = wiring.engine(&lab);
-    let before = before_any_member(&lab, &*engine);
-    for round in ["the first member", "the second member"] {
-        let mut member = engine.member("m1");
-        assert!(lab.snapshot().part("nft ruleset").contains("table inet tunjail_vpn"), "the wall stands");
-        assert_eq!(answer(&member.probe(&["http", SERVICE4])), VPN4);
-        member.stop();
-        member.remove();
-        engine.forget("m1");
-        comes_to_be(&lab, &before, round);
-    }
-}
-
-/// A restart is a new namespace under the old name, and the old poststop may come when it likes.
-#[rstest]
-#[case::podman_crun(Wiring::PodmanCrun)]
-#[case::docker(Wiring::Docker)]
-fn a_restarted_container_is_a_member_again(#[case] wiring: Wiring) {
-    let lab = Lab::new();
-    let (_server, mut client) = exit(&lab);
-    client.start_and_wait();
-    let engine = wiring.engine(&lab);
-    let before = before_any_member(&lab, &*engine);
-    let mut member = engine.member("m1");
-    for how in ["restart", "start", "restart"] {
-        if how == "start" {
-            member.stop();
-            comes_to_be(&lab, &before, "a stopped member");
-            engine.command(&["start", "m1"]).ok();
-        } else {
-            engine.command(&["restart", "--time", "0", "m1"]).ok();
-        }
-        let status: Value = serde_json::from_str(&lab.tunjail_ok(&["status", "--json"])).expect("JSON");
-        assert_eq!(status["jails"][0]["members"].as_array().map(Vec::len), Some(1), "{how}: {status:#}");
-        assert_eq!(answer(&member.probe(&["http", SERVICE4])), VPN4, "{how}");
-        assert_eq!(answer(&member.probe(&["http", SERVICE6])), VPN6, "{how}");
-    }
-    member.remove();
-    comes_to_be(&lab, &before, "a member that was restarted");
-}
-
-#[rstest]
-#[case::runc_config(Wiring::RuncConfig)]
-#[case::crun_annotation(Wiring::CrunAnnotation)]
-#[case::podman_crun(Wiring::PodmanCrun)]
-#[case::podman_runc(Wiring::PodmanRunc)]
-#[case::podman_always(Wiring::PodmanAlways)]
-#[case::docker(Wiring::Docker)]
-#[case::docker_by_subnet(Wiring::DockerBySubnet)]
-fn the_user_is_told_why_a_container_was_refused(#[case] wiring: Wiring) {
-    let lab = Lab::new();
-    lab.configure(STRICT_JAIL);
-    let engine = wiring.engine(&lab);
-    let before = before_any_member(&lab, &*engine);
-    let Refused { said, because } = engine.refused("m1");
-    println!("refused: {wiring:?}: {}", said.stderr.trim());
+fn assert_told(said: &Out, because: &[&str]) {
+    assert_ne!(said.code, 0, "a refusal: {said:?}");
+    println!("refused: {}", said.stderr.trim());
     let lines = own_lines(&said.stderr);
     assert_eq!(lines.len(), 1, "one line of tunjail's in:\n{}", said.stderr);
     for reason in because {
         assert!(lines[0].contains(reason), "{reason:?} is not in: {}", lines[0]);
     }
+}
+
+const PODMAN: Engine = Engine::Podman { runtime: "crun", userns: false };
+const PODMAN_RUNC: Engine = Engine::Podman { runtime: "runc", userns: false };
+
+#[rstest]
+#[case::runc_config(Engine::Oci("runc"), Way::Config)]
+#[case::crun_wrapper(Engine::Oci("crun"), Way::WrapperAnnotation)]
+#[case::podman_crun(PODMAN, Way::HooksAnnotation)]
+#[case::podman_runc(PODMAN_RUNC, Way::HooksAnnotation)]
+#[case::podman_always(PODMAN, Way::HooksAlways)]
+#[case::docker(Engine::Docker, Way::WrapperJail)]
+fn the_user_is_told_why_a_container_was_refused(#[case] engine: Engine, #[case] way: Way) {
+    let lab = Lab::new();
+    lab.configure(STRICT_JAIL);
+    let engine = wired::start(&lab, engine, Release::Bookworm);
+    // What the engine itself leaves after its first container (empty chains, a bridge without a carrier) is not counted.
+    engine.plain("control").remove();
+    engine.forget("control");
+    let before = at_rest(&lab);
+    let said = engine.try_member(way, "m1", "nope").err().expect("a refusal");
+    assert_told(&said, UNKNOWN_JAIL);
     engine.forget("m1");
+    comes_to_be(&lab, &before, "a refused container");
+}
+
+/// Where the address decides, no name is wrong: a second network is.
+#[test]
+fn the_user_is_told_that_a_second_network_was_refused() {
+    let lab = Lab::new();
+    lab.configure(STRICT_JAIL);
+    let docker = docker(&lab, &Guest::own());
+    other_docker_network(&docker);
+    // A bridge gets its link-local address with its first port.
+    for network in [BRIDGE, OTHER] {
+        docker.run("first", &["--network", network]).remove();
+    }
+    let before = at_rest(&lab);
+    let options = ["--runtime", "by-subnet", "--network", BRIDGE];
+    docker.call(&[&["create", "--name", "m1"], &options[..], &["lab", "/bin/sleep", "9"]].concat()).ok();
+    docker.call(&["network", "connect", OTHER, "m1"]).ok();
+    assert_told(&docker.call(&["start", "m1"]).out(), SECOND_NETWORK);
+    docker.call(&["rm", "--force", "m1"]).ok();
     comes_to_be(&lab, &before, "a refused container");
 }
 
@@ -199,13 +83,13 @@ fn a_container_on_another_network_is_left_alone(#[case] which: &str) {
     let podman;
     let docker_engine;
     let (mut other, pid): (Box<dyn Container + '_>, String) = if which == "podman" {
-        podman = hook_files(Podman::new(&lab), ALWAYS);
+        podman = Podman::new(&lab).hooks("always", &ALWAYS);
         let create = ["network", "create", "--disable-dns", "--subnet", OTHER4, "--subnet", OTHER6, "--ipv6", OTHER];
         podman.call(&create).ok();
         let container = podman.run("m1", &["--network", OTHER]);
         (Box::new(container), podman.call(&["inspect", "--format", "{{.State.Pid}}", "m1"]).ok())
     } else {
-        docker_engine = docker(&lab);
+        docker_engine = docker(&lab, &Guest::own());
         other_docker_network(&docker_engine);
         let container = docker_engine.run("m1", &["--runtime", "by-subnet", "--network", OTHER]);
         (Box::new(container), docker_engine.call(&["inspect", "--format", "{{.State.Pid}}", "m1"]).ok())

@@ -9,6 +9,7 @@ use crate::engine::Container;
 use crate::engine::docker::Docker;
 use crate::engine::oci::{Bundle, Oci};
 use crate::engine::podman::Podman;
+use crate::guest::{Guest, Release};
 use crate::run::answer;
 use crate::vpn::{Vpn, link_exists};
 use crate::world::{DNS4, DNS6, HOST6, LAN4, LAN6, Lab, ROUTER4, SERVICE4, SERVICE6, VPN4, VPN6};
@@ -115,20 +116,25 @@ fn oci_runtimes_run_a_plain_container(#[case] runtime: &'static str) {
 }
 
 #[rstest]
-#[case::crun("crun")]
-#[case::runc("runc")]
-fn podman_runs_a_plain_container(#[case] runtime: &'static str) {
+#[case::crun(Release::Bookworm, "crun")]
+#[case::runc(Release::Bookworm, "runc")]
+#[case::trixie(Release::Trixie, "crun")]
+#[case::sid(Release::Sid, "crun")]
+fn podman_runs_a_plain_container(#[case] release: Release, #[case] runtime: &'static str) {
     let lab = Lab::new();
-    let podman = Podman::new(&lab).runtime(runtime);
+    let podman = Podman::of(&lab, &Guest::new(&lab, release)).runtime(runtime);
     let mut container = podman.run("plain", &[]);
     leaves_by_the_uplink(&lab, &container, "podman");
     container.remove();
 }
 
-#[test]
-fn docker_runs_a_plain_container() {
+#[rstest]
+#[case::bookworm(Release::Bookworm)]
+#[case::trixie(Release::Trixie)]
+#[case::sid(Release::Sid)]
+fn docker_runs_a_plain_container(#[case] release: Release) {
     let lab = Lab::new();
-    let docker = Docker::start(&lab, &serde_json::json!({}));
+    let docker = Docker::start_of(&lab, &Guest::new(&lab, release), &Docker::settings(&lab));
     let mut container = docker.run("plain", &[]);
     leaves_by_the_uplink(&lab, &container, "docker");
     container.remove();

@@ -32,6 +32,7 @@
 
 mod bridge;
 mod engine;
+mod guest;
 mod leaks;
 mod pki;
 mod product;
@@ -50,6 +51,7 @@ mod hostile;
 mod infra;
 mod install;
 mod late;
+mod matrix;
 mod refusals;
 mod runtime;
 mod teardown;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::run::{Cmd, Out};
+use crate::run::Out;
 use crate::world::Lab;
 
 /// Where `make install` puts the program, and where the files in hooks/ expect it.
@@ -59,17 +59,17 @@ impl Lab {
     /// `tunjail ARGS`, whatever comes of it.
     #[track_caller]
     pub fn tunjail(&self, args: &[&str]) -> Out {
-        Cmd::new(TUNJAIL, args).out()
+        self.tools().cmd(TUNJAIL, args).out()
     }
 
     /// `tunjail ARGS`, which must succeed.
     #[track_caller]
     pub fn tunjail_ok(&self, args: &[&str]) -> String {
-        Cmd::new(TUNJAIL, args).ok()
+        self.tools().cmd(TUNJAIL, args).ok()
     }
 
     /// The script for OpenVPN's `up` and `down`.
     pub fn exit_script(&self) -> String {
-        format!("{TUNJAIL} exit")
+        self.tools().line(&format!("{TUNJAIL} exit"))
     }
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use crate::run::Cmd;
 use crate::tools;
 use crate::world::DIR;
 
@@ -81,4 +82,13 @@ pub fn rootfs() -> PathBuf {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").expect("/etc/passwd");
     fs::write(root.join("etc/group"), "root:x:0:\n").expect("/etc/group");
     root
+}
+
+/// The same as a tar file, which engines make an image of.
+pub fn tar() -> PathBuf {
+    let tar = Path::new(DIR).join("rootfs.tar");
+    if !tar.exists() {
+        Cmd::new("busybox", &["tar", "-cf", &tar.to_string_lossy(), "-C", &rootfs().to_string_lossy(), "."]).ok();
+    }
+    tar
 }

@@ -63,6 +63,11 @@ impl Cmd {
         self
     }
 
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.inner.env(key, value);
+        self
+    }
+
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
@@ -79,6 +84,14 @@ impl Cmd {
         // SAFETY: setns is async-signal-safe and touches nothing but the child.
         unsafe { self.inner.pre_exec(move || setns(&file, CloneFlags::CLONE_NEWNET).map_err(Into::into)) };
         self.line = format!("[{}] {}", netns.name(), self.line);
+        self
+    }
+
+    /// Runs in another mount namespace of the lab, at its root. The program's path is one there.
+    pub fn mounted(mut self, name: &str, mounts: File) -> Self {
+        // SAFETY: setns is async-signal-safe and touches nothing but the child, which shares no root with its parent.
+        unsafe { self.inner.pre_exec(move || setns(&mounts, CloneFlags::CLONE_NEWNS).map_err(Into::into)) };
+        self.line = format!("({name}) {}", self.line);
         self
     }
 
@@ -118,6 +131,7 @@ impl Cmd {
 }
 
 /// A command in the background. Ended when dropped.
+#[derive(Debug)]
 pub struct Job {
     child: Child,
     line: String,

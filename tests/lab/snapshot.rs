@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::run::Cmd;
+use crate::vpn::TUN;
 use crate::world::Lab;
 
 /// The host's kernel state and tunjail's files.
@@ -17,10 +18,11 @@ impl Lab {
             ("ip rule", ip(&["-4", "rule", "show"])),
             ("ip -6 rule", ip(&["-6", "rule", "show"])),
             ("ip route, all tables", ip(&["-4", "-N", "route", "show", "table", "all"])),
-            ("ip -6 route, all tables", ip(&["-6", "-N", "route", "show", "table", "all"])),
+            ("ip -6 route, all tables", without_the_tunnels_own(&ip(&["-6", "-N", "route", "show", "table", "all"]))),
             // Stateless: the engines' own rules carry counters, which move.
-            ("nft ruleset", Cmd::new("nft", &["-s", "list", "ruleset"]).ok()),
+            ("nft ruleset", self.tools().cmd("nft", &["-s", "list", "ruleset"]).ok()),
             ("/run/tunjail", listing(Path::new("/run/tunjail"))),
+            ("tunjail's processes", processes()),
             ("rt_tables.d", listing(Path::new("/etc/iproute2/rt_tables.d"))),
         ])
     }
@@ -55,6 +57,27 @@ fn diff(name: &str, old: &str, new: &str) -> String {
         lines.push(format!("the same lines in another order or number\n--- before\n{old}\n--- after\n{new}"));
     }
     lines.join("\n")
+}
+
+/// Each new tun device draws a new link-local address.
+fn without_the_tunnels_own(routes: &str) -> String {
+    let drawn = |line: &&str| !(line.contains(" fe80::") && line.contains(&format!(" dev {TUN} table 255 ")));
+    routes.lines().filter(drawn).map(|line| format!("{line}\n")).collect()
+}
+
+/// The command lines of tunjail's own processes, one a line: helpers that outlive a command.
+fn processes() -> String {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    // One that ends meanwhile reads as nothing.
+    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    let is_own = |line: &String| {
+        let program = line.split(' ').next().unwrap_or_default();
+        program.rsplit('/').next().is_some_and(|name| name.starts_with("tunjail"))
+    };
+    let mut own: Vec<String> = lines.filter(is_own).collect();
+    own.sort();
+    own.join("\n")
 }
 
 /// Every path below `dir` with its kind and contents; "absent" when it is not there.

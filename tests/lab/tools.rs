@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
+    ("nsenter", "util-linux"),
     ("openssl", "openssl"),
     ("openvpn", "openvpn"),
     ("podman", "podman"),

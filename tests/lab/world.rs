@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::guest::Guest;
 use crate::leaks::Counters;
 use crate::run::{Cmd, Job, Out, wait_until};
 use crate::{product, rootfs, tools};
@@ -92,6 +93,7 @@ pub struct Lab {
     pub vpn: Netns,
     outer_proc: File,
     counters: OnceCell<Counters>,
+    tools: OnceCell<Guest>,
     services: Vec<Job>,
     init: Job,
 }
@@ -117,8 +119,8 @@ impl Lab {
         for path in cgroups() {
             create_dir_all(path).expect("a control group");
         }
-        let mut lab =
-            Self { router, lan, inet, vpn, outer_proc, counters: OnceCell::new(), services: Vec::new(), init };
+        let (counters, tools) = (OnceCell::new(), OnceCell::new());
+        let mut lab = Self { router, lan, inet, vpn, outer_proc, counters, tools, services: Vec::new(), init };
         lab.serve();
         lab.counters();
         lab.warm_up();
@@ -130,6 +132,17 @@ impl Lab {
         let path = Path::new(DIR).join(name);
         create_dir_all(&path).expect("a directory in the lab");
         path
+    }
+
+    /// The host's own nft and tunjail are those of this release from now on. One machine has one nft: that of Debian 12
+    /// dies of what a newer one wrote.
+    pub fn is_of(&self, guest: &Guest) {
+        assert!(self.tools.set(guest.clone()).is_ok(), "the host has its release");
+    }
+
+    /// Whose nft and tunjail the host uses.
+    pub fn tools(&self) -> &Guest {
+        self.tools.get_or_init(Guest::own)
     }
 
     /// A shell script on the host; any failing line fails the test.
@@ -207,8 +220,10 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // The kernel ends everything else in the pid namespace with its first process.
+        // The kernel ends everything else in the pid namespace with its first process, which then waits until the test
+        // has buried its own children in there.
         self.services.clear();
+        self.tools.take();
         self.init.end();
         for path in cgroups() {
             remove_cgroup(&path);
@@ -241,13 +256,15 @@ fn bind(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags, 
     mount(source, target, kind, flags, data).unwrap_or_else(|error| panic!("mount on {target}: {error}"));
 }
 
-/// No mount of the lab is seen outside, and no write to /etc, /var, /opt, /root, /usr/local or to what engines read below
-/// /usr/share arrives there.
+/// What the lab may write to: nothing of it arrives outside.
+pub const OWN_DIRS: [&str; 5] = ["etc", "var", "opt", "root", "usr"];
+
+/// No mount of the lab is seen outside, and no write to one of [`OWN_DIRS`] arrives there.
 fn private_mounts() {
     bind(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None);
     bind(Some("lab"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755"));
     create_dir_all("/run/netns").expect("/run/netns");
-    for dir in ["etc", "var", "opt", "root", "usr/local", "usr/share/containers"] {
+    for dir in OWN_DIRS {
         let (upper, work) = (format!("{DIR}/over/{dir}"), format!("{DIR}/work/{dir}"));
         create_dir_all(&upper).and_then(|()| create_dir_all(&work)).expect("overlay directories");
         let data = format!("lowerdir=/{dir},upperdir={upper},workdir={work}");

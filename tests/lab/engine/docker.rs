@@ -1,7 +1,7 @@
 //! dockerd with its containerd, data and network inside the lab.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -9,15 +9,18 @@ use serde_json::{Value, json};
 
 use super::Container;
 use crate::bridge::{BRIDGE, GATEWAY4, GATEWAY6, SUBNET4, SUBNET6};
+use crate::guest::Guest;
+use crate::rootfs;
 use crate::run::{Cmd, Job, Out, wait_until};
 use crate::world::{Lab, cgroup};
-use crate::{rootfs, tools};
 
 const SOCKET: &str = "unix:///run/lab/docker.sock";
 const IMAGE: &str = "lab";
 
 /// The daemon with its network `vpn` and an image of busybox and the probe.
 pub struct Docker {
+    guest: Guest,
+    dir: PathBuf,
     daemon: Option<Job>,
 }
 
@@ -26,9 +29,14 @@ impl Docker {
     pub fn start(lab: &Lab, runtimes: &Value) -> Self {
         let mut config = Self::settings(lab);
         config["runtimes"] = runtimes.clone();
+        Self::start_of(lab, &Guest::own(), &config)
+    }
+
+    /// The daemon of a release, with what [`Docker::settings`] says, and more.
+    pub fn start_of(lab: &Lab, guest: &Guest, config: &Value) -> Self {
         let path = lab.dir("docker").join("daemon.json");
         fs::write(&path, config.to_string()).expect("daemon.json");
-        Self::start_with(lab, &path)
+        Self::launch(lab, guest, &path)
     }
 
     /// What a daemon.json has to say to a dockerd of the lab.
@@ -44,17 +52,18 @@ impl Docker {
 
     /// With a daemon.json that says what [`Docker::settings`] does, and more.
     pub fn start_with(lab: &Lab, path: &Path) -> Self {
-        tools::require(&["dockerd", "docker", "containerd", "iptables", "runc"]);
+        Self::launch(lab, &Guest::own(), path)
+    }
+
+    fn launch(lab: &Lab, guest: &Guest, path: &Path) -> Self {
         let dir = lab.dir("docker");
-        let mut daemon = Cmd::new("dockerd", &["--config-file", &path.to_string_lossy()]).spawn();
+        let mut daemon = guest.cmd("dockerd", &["--config-file", &path.to_string_lossy()]).spawn();
         wait_until("dockerd", Duration::from_secs(60), || {
             assert!(!daemon.ended(), "dockerd ended:\n{}", daemon.stderr());
             daemon.stderr().contains("API listen on")
         });
-        let docker = Self { daemon: Some(daemon) };
-        let tar = dir.join("image.tar").to_string_lossy().into_owned();
-        Cmd::new("busybox", &["tar", "-cf", &tar, "-C", &rootfs::rootfs().to_string_lossy(), "."]).ok();
-        docker.call(&["import", &tar, IMAGE]).limit(Duration::from_secs(60)).ok();
+        let docker = Self { guest: guest.clone(), dir, daemon: Some(daemon) };
+        docker.call(&["import", &rootfs::tar().to_string_lossy(), IMAGE]).limit(Duration::from_secs(60)).ok();
         let name = format!("com.docker.network.bridge.name={BRIDGE}");
         let v4 = ["--subnet", SUBNET4, "--gateway", GATEWAY4];
         let v6 = ["--ipv6", "--subnet", SUBNET6, "--gateway", GATEWAY6];
@@ -63,7 +72,7 @@ impl Docker {
     }
 
     pub fn call(&self, args: &[&str]) -> Cmd {
-        Cmd::new("docker", &[&["--host", SOCKET], args].concat())
+        self.guest.cmd("docker", &[&["--host", SOCKET], args].concat())
     }
 
     /// `docker run -d OPTIONS` of a sleeping container on the network `vpn`, or as `options` say.
@@ -71,8 +80,10 @@ impl Docker {
     pub fn try_run<'docker>(&'docker self, name: &str, options: &[&str]) -> Result<DockerContainer<'docker>, Out> {
         let network: &[&str] =
             if options.iter().any(|option| option.starts_with("--net")) { &[] } else { &["--network", BRIDGE] };
-        let start = ["run", "-d", "--name", name, "--cap-add", "NET_ADMIN"];
-        let out = self.call(&[&start, network, options, &[IMAGE, "/bin/sleep", "3600"]].concat()).out();
+        let caps: &[&str] =
+            if options.iter().any(|option| option.starts_with("--cap")) { &[] } else { &["--cap-add", "NET_ADMIN"] };
+        let start = ["run", "-d", "--name", name];
+        let out = self.call(&[&start, caps, network, options, &[IMAGE, "/bin/sleep", "3600"]].concat()).out();
         if out.code == 0 { Ok(DockerContainer { docker: self, name: name.into() }) } else { Err(out) }
     }
 
@@ -81,6 +92,13 @@ impl Docker {
     #[track_caller]
     pub fn run<'docker>(&'docker self, name: &str, options: &[&str]) -> DockerContainer<'docker> {
         self.try_run(name, options).unwrap_or_else(|out| panic!("docker run {name}: {out:?}\n{}", self.log()))
+    }
+
+    /// Where a running container's config.json lies.
+    pub fn config(&self, name: &str) -> PathBuf {
+        let id = self.call(&["inspect", "--format", "{{.Id}}", name]).ok();
+        let tasks = self.dir.join("exec/containerd/daemon/io.containerd.runtime.v2.task/moby");
+        tasks.join(id.trim()).join("config.json")
     }
 
     /// What the daemon said so far.
@@ -120,7 +138,22 @@ impl Container for DockerContainer<'_> {
 
     #[track_caller]
     fn stop(&mut self) {
-        self.docker.call(&["stop", "--time", "0", &self.name]).ok();
+        self.docker.call(&["stop", "-t", "0", &self.name]).ok();
+    }
+
+    #[track_caller]
+    fn kill(&mut self) {
+        self.docker.call(&["kill", &self.name]).ok();
+    }
+
+    #[track_caller]
+    fn start(&mut self) {
+        self.docker.call(&["start", &self.name]).ok();
+    }
+
+    #[track_caller]
+    fn restart(&mut self) {
+        self.docker.call(&["restart", "-t", "0", &self.name]).ok();
     }
 
     #[track_caller]

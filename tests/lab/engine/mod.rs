@@ -14,6 +14,12 @@ pub trait Container {
     fn spawn(&self, args: &[&str]) -> Job;
     /// Ends it but keeps it, as an engine's `stop` does.
     fn stop(&mut self);
+    /// Ends it by SIGKILL but keeps it, as an engine's `kill` does.
+    fn kill(&mut self);
+    /// Starts it again after [`Container::stop`] or [`Container::kill`].
+    fn start(&mut self);
+    /// Ends it and starts it again at once.
+    fn restart(&mut self);
     /// Ends and removes it, in good order: poststop runs.
     fn remove(&mut self);
 

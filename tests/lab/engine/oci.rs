@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Container;
-use crate::product::TUNJAIL;
+use crate::guest::Guest;
+use crate::product::{RUNTIME, TUNJAIL};
 use crate::rootfs;
 use crate::run::{Cmd, Job, Out, wait_until};
 use crate::tools;
-use crate::world::{Lab, Netns, cgroup};
+use crate::world::{DIR, Lab, Netns, cgroup};
 
 const CAPS: &[&str] = &["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
 
@@ -110,9 +111,48 @@ impl Bundle {
     }
 }
 
+/// runc, crun or something that stands in for one.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    guest: Guest,
+    program: String,
+    /// Before the runtime's own.
+    flags: Vec<String>,
+    /// Where it keeps its containers.
+    root: String,
+}
+
+impl Runtime {
+    /// `name` of a release.
+    pub fn of(guest: &Guest, name: &str) -> Self {
+        let root = format!("{DIR}/{name}-{}", guest.release().name());
+        Self { guest: guest.clone(), program: name.into(), flags: Vec::new(), root }
+    }
+
+    /// The same runtime with tunjail before it.
+    pub fn wrapped(mut self, flags: &[&str]) -> Self {
+        let real = self.guest.path_of(&self.program).to_string_lossy().into_owned();
+        self.flags = ["--runtime", &real].iter().chain(flags).map(|flag| (*flag).to_string()).collect();
+        self.program = RUNTIME.into();
+        self
+    }
+
+    fn call(&self, args: &[&str]) -> Cmd {
+        let flags = self.flags.iter().map(String::as_str);
+        let all: Vec<&str> = flags.chain(["--root", &self.root]).chain(args.iter().copied()).collect();
+        self.guest.cmd(&self.program, &all)
+    }
+}
+
+impl From<&str> for Runtime {
+    fn from(name: &str) -> Self {
+        Self::of(&Guest::own(), name)
+    }
+}
+
 /// A container of runc or crun.
 pub struct Oci {
-    runtime: &'static str,
+    runtime: Runtime,
     id: String,
     dir: PathBuf,
 }
@@ -120,26 +160,27 @@ pub struct Oci {
 impl Oci {
     /// `RUNTIME run -d`: Ok with the running container, Err with what the runtime said.
     #[track_caller]
-    pub fn try_run(lab: &Lab, runtime: &'static str, id: &str, bundle: &Bundle) -> Result<Self, Out> {
-        tools::require(&[runtime]);
+    pub fn try_run(lab: &Lab, runtime: impl Into<Runtime>, id: &str, bundle: &Bundle) -> Result<Self, Out> {
         let dir = lab.dir(&format!("bundles/{id}"));
         fs::write(dir.join("config.json"), bundle.spec.to_string()).expect("config.json");
-        let container = Self { runtime, id: id.into(), dir };
-        let bundle = container.dir.to_string_lossy().into_owned();
-        let out = container.call(&["run", "-d", "--bundle", &bundle, id]).out();
+        let container = Self { runtime: runtime.into(), id: id.into(), dir };
+        let out = container.launch();
         if out.code == 0 { Ok(container) } else { Err(out) }
     }
 
     /// # Panics
     /// When it does not run.
     #[track_caller]
-    pub fn run(lab: &Lab, runtime: &'static str, id: &str, bundle: &Bundle) -> Self {
-        Self::try_run(lab, runtime, id, bundle).unwrap_or_else(|out| panic!("{runtime} run {id}: {out:?}"))
+    pub fn run(lab: &Lab, runtime: impl Into<Runtime>, id: &str, bundle: &Bundle) -> Self {
+        Self::try_run(lab, runtime, id, bundle).unwrap_or_else(|out| panic!("run {id}: {out:?}"))
+    }
+
+    fn launch(&self) -> Out {
+        self.call(&["run", "-d", "--bundle", &self.dir.to_string_lossy(), &self.id]).out()
     }
 
     fn call(&self, args: &[&str]) -> Cmd {
-        let root = format!("/run/lab/{}", self.runtime);
-        Cmd::new(self.runtime, &[&["--root", &root], args].concat())
+        self.runtime.call(args)
     }
 }
 
@@ -160,6 +201,25 @@ impl Container for Oci {
         wait_until("the container stopped", Duration::from_secs(5), || {
             self.call(&["state", &self.id]).ok().contains("\"stopped\"")
         });
+    }
+
+    #[track_caller]
+    fn kill(&mut self) {
+        self.stop();
+    }
+
+    /// A runtime has no `start` after the end: whoever calls it deletes and creates, in the same namespace.
+    #[track_caller]
+    fn start(&mut self) {
+        self.remove();
+        let out = self.launch();
+        assert!(out.code == 0, "run {} again: {out:?}", self.id);
+    }
+
+    #[track_caller]
+    fn restart(&mut self) {
+        self.stop();
+        self.start();
     }
 
     #[track_caller]

@@ -4,97 +4,117 @@ use std::fs;
 
 use super::Container;
 use crate::bridge::{BRIDGE, GATEWAY4, GATEWAY6, SUBNET4, SUBNET6};
+use crate::guest::Guest;
+use crate::rootfs;
 use crate::run::{Cmd, Job, Out};
 use crate::world::{Lab, cgroup};
-use crate::{rootfs, tools};
 
-/// The engine with its network `vpn`.
+const IMAGE: &str = "lab";
+
+/// The engine with its network `vpn` and an image of busybox and the probe.
+#[derive(Clone)]
 pub struct Podman<'lab> {
     lab: &'lab Lab,
+    guest: Guest,
     hooks_dir: Option<String>,
-    runtime: &'static str,
+    runtime: Vec<String>,
 }
 
 impl<'lab> Podman<'lab> {
     pub fn new(lab: &'lab Lab) -> Self {
-        tools::require(&["podman", "crun", "runc", "iptables"]);
+        Self::of(lab, &Guest::own())
+    }
+
+    /// That of a release.
+    pub fn of(lab: &'lab Lab, guest: &Guest) -> Self {
         // netavark is Podman's own choice on a new system; said outright because a machine may hold old CNI files.
-        fs::write(
+        guest.write(
             "/etc/containers/containers.conf",
             "[network]\nnetwork_backend = \"netavark\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n",
-        )
-        .expect("containers.conf");
-        let podman = Self { lab, hooks_dir: None, runtime: "crun" };
+        );
         // As `podman network create` writes it; that command of 4.3 cannot name the bridge.
-        fs::create_dir_all("/etc/containers/networks").expect("a directory");
         let network = serde_json::json!({
             "name": BRIDGE, "id": "7".repeat(64), "driver": "bridge", "network_interface": BRIDGE,
             "created": "2026-01-01T00:00:00Z",
             "subnets": [{"subnet": SUBNET4, "gateway": GATEWAY4}, {"subnet": SUBNET6, "gateway": GATEWAY6}],
             "ipv6_enabled": true, "internal": false, "dns_enabled": false, "ipam_options": {"driver": "host-local"},
         });
-        fs::write(format!("/etc/containers/networks/{BRIDGE}.json"), network.to_string()).expect("the network");
+        guest.write(&format!("/etc/containers/networks/{BRIDGE}.json"), &network.to_string());
+        // `--userns=auto` takes its ids from here. Podman 5.8 asks libsubid, which wants the user to be one.
+        let user = "grep -q ^containers: /etc/passwd || echo containers:x:990:990::/:/bin/false >>/etc/passwd";
+        guest.cmd("/bin/sh", &["-ec", user]).ok();
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            guest.write(file, "containers:100000:65536\n");
+        }
+        let podman = Self { lab, guest: guest.clone(), hooks_dir: None, runtime: Vec::new() }.runtime("crun");
+        // An image, because a user namespace wants files of its own owner, and `--rootfs` leaves them as they are.
+        let tar = rootfs::tar();
+        podman.call(&["import", "--quiet", &tar.to_string_lossy(), IMAGE]).ok();
         podman
     }
 
     /// Uses another OCI runtime than crun.
-    pub fn runtime(mut self, runtime: &'static str) -> Self {
-        self.runtime = runtime;
+    pub fn runtime(mut self, runtime: &str) -> Self {
+        self.runtime = vec!["--runtime".into(), runtime.into()];
         self
     }
 
-    /// Gives it one hooks.d file.
-    pub fn hook_file(mut self, name: &str, json: &str) -> Self {
-        let dir = self.lab.dir("hooks.d");
-        fs::write(dir.join(name), json).expect("a hooks.d file");
+    /// Gives the runtime a flag of its own, written without the dashes.
+    pub fn runtime_flag(mut self, flag: &str) -> Self {
+        self.runtime.extend(["--runtime-flag".into(), flag.into()]);
+        self
+    }
+
+    /// Gives it a directory with these hooks.d files, name and contents.
+    pub fn hooks(mut self, dir: &str, files: &[(&str, &str)]) -> Self {
+        let dir = self.lab.dir(&format!("hooks.d/{dir}"));
+        for (name, json) in files {
+            fs::write(dir.join(name), json).expect("a hooks.d file");
+        }
         self.hooks_dir = Some(dir.to_string_lossy().into_owned());
         self
     }
 
     /// `podman ARGS` with the lab's storage.
     pub fn call(&self, args: &[&str]) -> Cmd {
-        let mut all = vec![
-            "--root",
-            "/run/lab/podman/root",
-            "--runroot",
-            "/run/lab/podman/run",
-            "--tmpdir",
-            "/run/lab/podman/tmp",
-        ];
-        all.extend(["--storage-driver", "vfs", "--runtime", self.runtime]);
+        let dirs = "--root /run/lab/podman/root --runroot /run/lab/podman/run --tmpdir /run/lab/podman/tmp";
+        let mut all: Vec<&str> = dirs.split(' ').collect();
+        all.extend(["--storage-driver", "vfs"]);
+        all.extend(self.runtime.iter().map(String::as_str));
         if let Some(dir) = &self.hooks_dir {
             all.extend(["--hooks-dir", dir]);
         }
         all.extend(args);
-        Cmd::new("podman", &all)
+        // 5.x warns at every call on a machine with control groups of the first version.
+        self.guest.cmd("podman", &all).env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
     }
 
     /// `podman run -d OPTIONS` of a sleeping container on the network `vpn`, or as `options` say.
     #[track_caller]
-    pub fn try_run(&'lab self, name: &str, options: &[&str]) -> Result<PodmanContainer<'lab>, Out> {
-        let rootfs = rootfs::rootfs().to_string_lossy().into_owned();
+    pub fn try_run(&self, name: &str, options: &[&str]) -> Result<PodmanContainer<'lab>, Out> {
         // A machine without CAP_SYS_RESOURCE cannot raise its limits to Podman's own.
         let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"];
         let network: &[&str] =
             if options.iter().any(|option| option.starts_with("--net")) { &[] } else { &["--network", BRIDGE] };
-        let caps = ["--cap-add", "NET_RAW,NET_ADMIN"];
+        let has_caps = options.iter().any(|option| option.starts_with("--cap"));
+        let caps: &[&str] = if has_caps { &[] } else { &["--cap-add", "NET_RAW,NET_ADMIN"] };
         let parent = format!("/{}", cgroup());
         let start = ["run", "-d", "--name", name, "--cgroup-parent", &parent];
-        let command = ["--rootfs", &rootfs, "/bin/sleep", "3600"];
-        let out = self.call(&[&start, &limits[..], &caps, network, options, &command].concat()).out();
-        if out.code == 0 { Ok(PodmanContainer { podman: self, name: name.into() }) } else { Err(out) }
+        let command = [IMAGE, "/bin/sleep", "3600"];
+        let out = self.call(&[&start, &limits[..], caps, network, options, &command].concat()).out();
+        if out.code == 0 { Ok(PodmanContainer { podman: self.clone(), name: name.into() }) } else { Err(out) }
     }
 
     /// # Panics
     /// When it does not run.
     #[track_caller]
-    pub fn run(&'lab self, name: &str, options: &[&str]) -> PodmanContainer<'lab> {
+    pub fn run(&self, name: &str, options: &[&str]) -> PodmanContainer<'lab> {
         self.try_run(name, options).unwrap_or_else(|out| panic!("podman run {name}: {out:?}"))
     }
 }
 
 pub struct PodmanContainer<'lab> {
-    podman: &'lab Podman<'lab>,
+    podman: Podman<'lab>,
     name: String,
 }
 
@@ -111,11 +131,26 @@ impl Container for PodmanContainer<'_> {
 
     #[track_caller]
     fn stop(&mut self) {
-        self.podman.call(&["stop", "--time", "0", &self.name]).ok();
+        self.podman.call(&["stop", "-t", "0", &self.name]).ok();
+    }
+
+    #[track_caller]
+    fn kill(&mut self) {
+        self.podman.call(&["kill", &self.name]).ok();
+    }
+
+    #[track_caller]
+    fn start(&mut self) {
+        self.podman.call(&["start", &self.name]).ok();
+    }
+
+    #[track_caller]
+    fn restart(&mut self) {
+        self.podman.call(&["restart", "-t", "0", &self.name]).ok();
     }
 
     #[track_caller]
     fn remove(&mut self) {
-        self.podman.call(&["rm", "--force", "--time", "0", &self.name]).ok();
+        self.podman.call(&["rm", "--force", "-t", "0", &self.name]).ok();
     }
 }
