@@ -83,8 +83,9 @@ uninstall: ## what install put there; configuration stays
 clean: ## the build directory
 	$(CARGO) clean
 
-deps: ## Debian packages that the tests need
+deps: ## Debian packages that the tests need, and the root file systems of other releases
 	@scripts/deps test
+	@scripts/releases
 
 deps-demo: ## ... that the demo needs
 	@scripts/deps demo
