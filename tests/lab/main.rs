@@ -32,6 +32,7 @@
 
 mod bridge;
 mod engine;
+mod guest;
 mod leaks;
 mod pki;
 mod product;
