@@ -19,7 +19,7 @@ use crate::vpn::{Client, Vpn};
 use crate::works::ask_the_internet;
 use crate::world::{HOST6, Lab, ROUTER4, SERVICE4, SERVICE6, VPN4, VPN6};
 
-fn exit(lab: &Lab) -> (Vpn, Client) {
+pub fn exit(lab: &Lab) -> (Vpn, Client) {
     let server = Vpn::start_server(lab);
     let client = server.client(Some(&lab.exit_script()));
     lab.configure(STRICT_JAIL);
@@ -27,7 +27,7 @@ fn exit(lab: &Lab) -> (Vpn, Client) {
 }
 
 /// The loss of the exit with policy routing alone: counted.
-fn control_of_the_loss(lab: &Lab, client: &mut Client, plain: &dyn Container) -> u64 {
+pub fn control_of_the_loss(lab: &Lab, client: &mut Client, plain: &dyn Container) -> u64 {
     client.start_and_wait();
     lab.recipe();
     lab.reset_leaks();
@@ -89,7 +89,7 @@ fn a_member_leaves_by_the_exit_or_not_at_all(#[case] case: &str, #[case] wiring:
 
 /// An engine takes down its own bridge, addresses and chains some time after it says that it is done.
 #[track_caller]
-fn comes_to_be(lab: &Lab, before: &Snapshot, what: &str) {
+pub fn comes_to_be(lab: &Lab, before: &Snapshot, what: &str) {
     let deadline = std::time::Instant::now() + Duration::from_secs(5);
     while lab.snapshot() != *before && std::time::Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));

@@ -97,6 +97,10 @@ impl Guest {
         Self { release, mounts: Some(Rc::new(mounts)) }
     }
 
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
     /// A command of the release.
     pub fn cmd(&self, program: &str, args: &[&str]) -> Cmd {
         let cmd = Cmd::new(self.release.path_of(program), args);

@@ -1,5 +1,6 @@
 //! Real engines, each with its whole state inside the lab.
 
+pub mod containerd;
 pub mod docker;
 pub mod oci;
 pub mod podman;
