@@ -399,3 +399,40 @@ fn an_annotation_alone_calls_no_hook_but_the_wall_holds(#[case] release: Release
     engine.guest.cmd(TUNJAIL, &["down"]).ok();
     comes_to_be(&lab, &before, "a pod without a hook");
 }
+
+/// A device is one container's, the network the whole pod's. With its last device gone the pod is no member: what is
+/// left of it is held by a wall that `tunjail up` raised, and by nothing where a hook had raised it.
+#[test]
+fn a_container_beside_the_device_is_held_by_the_wall() {
+    let lab = lab();
+    let (_server, mut client) = exit(&lab);
+    let engine = wired(&lab, Release::Sid);
+    let before = settled_after_a_plain_pod(&lab, &engine);
+    client.start_and_wait();
+    let pod = engine.pod(PLAIN, &PodConfig::new("web"));
+    // The member goes, and the container that was beside it stays.
+    let left_alone = |names: [&str; 2]| {
+        let [mut member, other] = [pod.container(names[0], &[DEVICE]), pod.container(names[1], &[])];
+        assert_eq!(members(&engine), [Way::Cdi.ids(&pod, &[&member])]);
+        for container in [&member, &other] {
+            ask_the_internet(container, VPN4, VPN6);
+        }
+        member.stop();
+        member.remove();
+        assert!(members(&engine).is_empty());
+        other
+    };
+    let first = left_alone(["m1", "o1"]);
+    let control = lab.assert_probe_is_visible(|| ask_the_internet(&first, ROUTER4, HOST6));
+
+    engine.guest.cmd(TUNJAIL, &["up"]).ok();
+    let second = left_alone(["m2", "o2"]);
+    lab.reset_leaks();
+    ask_the_internet(&second, VPN4, VPN6);
+    client.sigkill();
+    ask_in_vain(&[&first, &second]);
+    lab.assert_no_leak("containerd", "sid-beside-the-device", control);
+    end(&pod, &mut [first, second]);
+    engine.guest.cmd(TUNJAIL, &["down"]).ok();
+    comes_to_be(&lab, &before, "a pod with one device");
+}
