@@ -1,16 +1,19 @@
 //! containerd as Kubernetes drives it. All containers of a pod share the sandbox's network namespace: the pod is one
 //! member with several containers, and it goes with the last of them.
 
+mod wiring;
+
 use std::path::Path;
 use std::time::Duration;
 
 use rstest::rstest;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use self::wiring::{ANNOTATION, DEVICE, PLAIN, Way, wired};
 use crate::engine::Container;
 use crate::engine::containerd::{Containerd, Pod, PodConfig, PodContainer};
 use crate::engines::{comes_to_be, control_of_the_loss, exit};
-use crate::guest::{Guest, Release};
+use crate::guest::Release;
 use crate::product::{STRICT_JAIL, TUNJAIL, own_lines};
 use crate::rootfs;
 use crate::run::{Out, answer, wait_until};
@@ -19,87 +22,6 @@ use crate::snapshot::Snapshot;
 use crate::vpn::Client;
 use crate::works::ask_the_internet;
 use crate::world::{HOST6, Lab, Netns, ROUTER4, SERVICE4, SERVICE6, VPN4, VPN6};
-
-/// The file that users get, word for word.
-const HANDLER: &str = include_str!("../../hooks/containerd.toml");
-/// Pods' annotations reach the runtime, and with them, or without, a specification that has tunjail's hooks in it.
-const OTHERS: &str = r#"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.annotated]
-  runtime_type = "io.containerd.runc.v2"
-  pod_annotations = ["io.tunjail.jail"]
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.hooks]
-  runtime_type = "io.containerd.runc.v2"
-  base_runtime_spec = "/etc/containerd/tunjail.json"
-  pod_annotations = ["io.tunjail.jail"]
-"#;
-const ANNOTATION: &str = "io.tunjail.jail";
-/// The default, `runc`: tunjail does not hear of such a pod.
-const PLAIN: &str = "";
-
-/// How a pod gets into its jail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// The handler of hooks/containerd.toml, and the pod's annotation.
-    Annotation,
-    /// The same handler without an annotation: the pod's address decides.
-    Subnet,
-    /// A `base_runtime_spec` with the hooks, and the pod's annotation: the sandbox is made without it.
-    Spec,
-    /// A CDI device of each container, on the default handler: the sandbox has none.
-    Cdi,
-}
-
-const DEVICE: &str = "tunjail.io/jail=vpn";
-
-impl Way {
-    fn pod<'e>(self, engine: &'e Containerd, name: &str) -> Pod<'e> {
-        let config = PodConfig::new(name);
-        match self {
-            Self::Annotation => engine.pod("tunjail", &config.annotation(ANNOTATION, "vpn")),
-            Self::Subnet => engine.pod("tunjail", &config),
-            Self::Spec => engine.pod("hooks", &config.annotation(ANNOTATION, "vpn")),
-            Self::Cdi => engine.pod(PLAIN, &config),
-        }
-    }
-
-    fn container<'e>(self, pod: &Pod<'e>, name: &str) -> PodContainer<'e> {
-        let devices: &[&str] = if self == Self::Cdi { &[DEVICE] } else { &[] };
-        pod.container(name, devices)
-    }
-
-    /// The ids of one member.
-    fn ids(self, pod: &Pod, containers: &[&PodContainer]) -> Vec<String> {
-        let sandbox = matches!(self, Self::Annotation | Self::Subnet).then_some(&pod.id);
-        let mut ids: Vec<String> =
-            sandbox.into_iter().chain(containers.iter().map(|container| &container.id)).cloned().collect();
-        ids.sort();
-        ids
-    }
-}
-
-fn hook(stage: &str, jail: &[&str]) -> Value {
-    let args = [&["tunjail", "hook", stage], jail].concat();
-    json!({"path": TUNJAIL, "args": args, "timeout": 10})
-}
-
-/// All ways in at once.
-fn wired(lab: &Lab, release: Release) -> Containerd {
-    let guest = Guest::new(lab, release);
-    let mut spec: Value = serde_json::from_str(&guest.cmd("ctr", &["oci", "spec"]).ok()).expect("JSON from ctr");
-    spec["hooks"] = json!({"createRuntime": [hook("create-runtime", &[])], "poststop": [hook("poststop", &[])]});
-    guest.write("/etc/containerd/tunjail.json", &spec.to_string());
-    let hooks: Vec<Value> = [("createRuntime", "create-runtime"), ("poststop", "poststop")]
-        .map(|(name, stage)| {
-            let mut hook = hook(stage, &["--jail", "vpn"]);
-            hook["hookName"] = name.into();
-            hook
-        })
-        .into();
-    let devices = json!([{"name": "vpn", "containerEdits": {"hooks": hooks}}]);
-    let cdi = json!({"cdiVersion": "0.5.0", "kind": "tunjail.io/jail", "devices": devices});
-    guest.write("/etc/cdi/tunjail.json", &cdi.to_string());
-    Containerd::start(lab, &guest, &format!("{HANDLER}{OTHERS}"))
-}
 
 /// The lab, after the kubelet's program is there: what builds it, should it be needed, is none of the lab's.
 fn lab() -> Lab {
@@ -435,4 +357,31 @@ fn a_container_beside_the_device_is_held_by_the_wall() {
     end(&pod, &mut [first, second]);
     engine.guest.cmd(TUNJAIL, &["down"]).ok();
     comes_to_be(&lab, &before, "a pod with one device");
+}
+
+/// A handler may have a network of its own (`cni_conf_dir`), so that a node's other pods are none of the jail's.
+#[rstest]
+#[case::containerd_1_6(Release::Bookworm)]
+#[case::containerd_2_1(Release::Sid)]
+fn a_pod_on_another_network_is_left_alone_and_cannot_name_the_jail(#[case] release: Release) {
+    let lab = lab();
+    lab.configure(STRICT_JAIL);
+    let engine = wired(&lab, release);
+    let pod = engine.pod("apart", &PodConfig::new("web"));
+    let container = pod.container("c", &[]);
+    ask_the_internet(&container, ROUTER4, HOST6);
+    let inside = netns_of(&lab, &pod).sh("nft list ruleset");
+    assert!(!inside.contains("tunjail"), "{inside}");
+    let host = lab.snapshot();
+    assert_eq!(host.part("/run/tunjail"), "absent\n");
+    assert!(!host.part("nft ruleset").contains("tunjail"), "{}", host.part("nft ruleset"));
+
+    let named = PodConfig::new("named").annotation(ANNOTATION, "vpn");
+    let said = engine.try_pod("apart", &named).err().expect("a refusal");
+    let lines = own_lines(&said.stderr);
+    assert!(lines.len() == 1 && lines[0].contains("outside jail vpn's subnets"), "{}", said.stderr);
+    println!("refused: {}", said.stderr.trim());
+    assert_eq!(lab.snapshot().part("/run/tunjail"), "absent\n");
+    ask_the_internet(&container, ROUTER4, HOST6);
+    end(&pod, &mut [container]);
 }

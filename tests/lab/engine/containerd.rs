@@ -37,7 +37,7 @@ impl Containerd {
         let plugin = guest.release().root().join("usr/lib/cni/bridge");
         assert!(plugin.is_file(), "the lab needs {}: install containernetworking-plugins", plugin.display());
         guest.write(CONFIG, &configuration(guest.release(), runtimes));
-        guest.write("/etc/cni/net.d/10-vpn.conflist", &network().to_string());
+        guest.write("/etc/cni/net.d/10-vpn.conflist", &network(BRIDGE, [SUBNET4, SUBNET6]).to_string());
         let containerd = Self { guest: guest.clone(), daemon: RefCell::new(None), execs: Cell::new(0) };
         containerd.launch();
         let tar = image();
@@ -156,10 +156,11 @@ fn configuration(release: Release, runtimes: &str) -> String {
     )
 }
 
-fn network() -> Value {
-    let ranges = [SUBNET4, SUBNET6].map(|subnet| json!([{"subnet": subnet}]));
-    json!({"cniVersion": "1.0.0", "name": BRIDGE, "plugins": [{
-        "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true,
+/// CNI's own bridge, of the network's name.
+pub fn network(name: &str, subnets: [&str; 2]) -> Value {
+    let ranges = subnets.map(|subnet| json!([{"subnet": subnet}]));
+    json!({"cniVersion": "1.0.0", "name": name, "plugins": [{
+        "type": "bridge", "bridge": name, "isGateway": true, "ipMasq": true,
         "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]},
     }]})
 }
