@@ -84,7 +84,7 @@ fn end(pod: &Pod, containers: &mut [PodContainer]) {
 /// The ways in that a release's containerd has. Debian 12's has no CDI.
 #[rstest]
 #[case::containerd_1_6(Release::Bookworm, &[Way::Annotation, Way::Subnet, Way::Spec])]
-#[case::containerd_1_7(Release::Trixie, &[Way::Annotation, Way::Cdi])]
+#[case::containerd_1_7(Release::Trixie, &[Way::Annotation, Way::Subnet, Way::Spec, Way::Cdi])]
 #[case::containerd_2_1(Release::Sid, &[Way::Annotation, Way::Subnet, Way::Spec, Way::Cdi])]
 fn a_pod_leaves_by_the_exit_or_not_at_all(#[case] release: Release, #[case] ways: &[Way]) {
     let lab = lab();
