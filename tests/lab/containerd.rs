@@ -13,8 +13,8 @@ use self::wiring::{ANNOTATION, DEVICE, PLAIN, Way, wired};
 use crate::engine::Container;
 use crate::engine::containerd::{Containerd, Pod, PodConfig, PodContainer};
 use crate::engines::{comes_to_be, control_of_the_loss, exit};
-use crate::guest::Release;
-use crate::product::{STRICT_JAIL, TUNJAIL, own_lines};
+use crate::guest::{Guest, Release};
+use crate::product::{self, STRICT_JAIL, TUNJAIL, own_lines};
 use crate::rootfs;
 use crate::run::{Out, answer, wait_until};
 use crate::scene::Traffic;
@@ -384,4 +384,29 @@ fn a_pod_on_another_network_is_left_alone_and_cannot_name_the_jail(#[case] relea
     assert_eq!(lab.snapshot().part("/run/tunjail"), "absent\n");
     ask_the_internet(&container, ROUTER4, HOST6);
     end(&pod, &mut [container]);
+}
+
+/// Not the files of this suite, but what tunjail writes by itself: the handler, and the devices where CDI is.
+#[rstest]
+#[case::containerd_1_6(Release::Bookworm, &[Way::Annotation, Way::Subnet])]
+#[case::containerd_2_1(Release::Sid, &[Way::Annotation, Way::Subnet, Way::Cdi])]
+fn what_install_writes_holds_a_pod(#[case] release: Release, #[case] ways: &[Way]) {
+    let lab = lab();
+    product::install_copy();
+    lab.configure(STRICT_JAIL);
+    let guest = Guest::new(&lab, release);
+    let engine = Containerd::start(&lab, &guest, "");
+    let before = settled_after_a_plain_pod(&lab, &engine);
+    engine.sigkill();
+    for what in ["containerd", "cdi"] {
+        guest.cmd(TUNJAIL, &["install", what]).ok();
+    }
+    engine.start_again();
+    for way in ways {
+        let pod = way.pod(&engine, "web");
+        let container = way.container(&pod, "first");
+        assert_eq!(members(&engine), [way.ids(&pod, &[&container])], "{way:?}");
+        end(&pod, &mut [container]);
+        comes_to_be(&lab, &before, &format!("a pod by {way:?}"));
+    }
 }
