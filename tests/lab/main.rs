@@ -46,6 +46,7 @@ mod world;
 mod yard;
 
 mod closed;
+mod containerd;
 mod engines;
 mod hostile;
 mod infra;

@@ -10,6 +10,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("containerd", "containerd"),
     ("crun", "crun"),
+    ("ctr", "containerd"),
     ("dnsmasq", "dnsmasq-base"),
     ("docker", "docker.io"),
     ("dockerd", "docker.io"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::Container;
+use super::{Container, Restartable};
 use crate::bridge::{BRIDGE, GATEWAY4, GATEWAY6, SUBNET4, SUBNET6};
 use crate::guest::Guest;
 use crate::rootfs;
@@ -142,6 +142,13 @@ impl Container for DockerContainer<'_> {
     }
 
     #[track_caller]
+    fn remove(&mut self) {
+        self.docker.call(&["rm", "--force", &self.name]).ok();
+    }
+}
+
+impl Restartable for DockerContainer<'_> {
+    #[track_caller]
     fn kill(&mut self) {
         self.docker.call(&["kill", &self.name]).ok();
     }
@@ -154,10 +161,5 @@ impl Container for DockerContainer<'_> {
     #[track_caller]
     fn restart(&mut self) {
         self.docker.call(&["restart", "-t", "0", &self.name]).ok();
-    }
-
-    #[track_caller]
-    fn remove(&mut self) {
-        self.docker.call(&["rm", "--force", &self.name]).ok();
     }
 }

@@ -1,5 +1,6 @@
 //! Real engines, each with its whole state inside the lab.
 
+pub mod containerd;
 pub mod docker;
 pub mod oci;
 pub mod podman;
@@ -14,12 +15,6 @@ pub trait Container {
     fn spawn(&self, args: &[&str]) -> Job;
     /// Ends it but keeps it, as an engine's `stop` does.
     fn stop(&mut self);
-    /// Ends it by SIGKILL but keeps it, as an engine's `kill` does.
-    fn kill(&mut self);
-    /// Starts it again after [`Container::stop`] or [`Container::kill`].
-    fn start(&mut self);
-    /// Ends it and starts it again at once.
-    fn restart(&mut self);
     /// Ends and removes it, in good order: poststop runs.
     fn remove(&mut self);
 
@@ -45,4 +40,14 @@ pub trait Container {
     fn probing(&self, args: &[&str]) -> Job {
         self.spawn(&[&[crate::rootfs::PROBE], args].concat())
     }
+}
+
+/// A container that lives more than once under one id. One of a pod does not: a kubelet makes another.
+pub trait Restartable: Container {
+    /// Ends it by SIGKILL but keeps it, as an engine's `kill` does.
+    fn kill(&mut self);
+    /// Starts it again after [`Container::stop`] or [`Restartable::kill`].
+    fn start(&mut self);
+    /// Ends it and starts it again at once.
+    fn restart(&mut self);
 }

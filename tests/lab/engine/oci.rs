@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Container;
+use super::{Container, Restartable};
 use crate::guest::Guest;
 use crate::product::{RUNTIME, TUNJAIL};
 use crate::rootfs;
@@ -204,6 +204,13 @@ impl Container for Oci {
     }
 
     #[track_caller]
+    fn remove(&mut self) {
+        self.call(&["delete", "--force", &self.id]).limit(Duration::from_secs(10)).ok();
+    }
+}
+
+impl Restartable for Oci {
+    #[track_caller]
     fn kill(&mut self) {
         self.stop();
     }
@@ -220,10 +227,5 @@ impl Container for Oci {
     fn restart(&mut self) {
         self.stop();
         self.start();
-    }
-
-    #[track_caller]
-    fn remove(&mut self) {
-        self.call(&["delete", "--force", &self.id]).limit(Duration::from_secs(10)).ok();
     }
 }

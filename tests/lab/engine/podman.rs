@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::Container;
+use super::{Container, Restartable};
 use crate::bridge::{BRIDGE, GATEWAY4, GATEWAY6, SUBNET4, SUBNET6};
 use crate::guest::Guest;
 use crate::rootfs;
@@ -135,6 +135,13 @@ impl Container for PodmanContainer<'_> {
     }
 
     #[track_caller]
+    fn remove(&mut self) {
+        self.podman.call(&["rm", "--force", "-t", "0", &self.name]).ok();
+    }
+}
+
+impl Restartable for PodmanContainer<'_> {
+    #[track_caller]
     fn kill(&mut self) {
         self.podman.call(&["kill", &self.name]).ok();
     }
@@ -147,10 +154,5 @@ impl Container for PodmanContainer<'_> {
     #[track_caller]
     fn restart(&mut self) {
         self.podman.call(&["restart", "-t", "0", &self.name]).ok();
-    }
-
-    #[track_caller]
-    fn remove(&mut self) {
-        self.podman.call(&["rm", "--force", "-t", "0", &self.name]).ok();
     }
 }

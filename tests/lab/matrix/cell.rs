@@ -25,10 +25,19 @@ pub struct Controls {
 pub fn controls(lab: &Lab, client: &mut Client, engine: &dyn Wired) -> Controls {
     let mut plain = engine.plain("control");
     let asked = lab.assert_probe_is_visible(|| ask_the_internet(&*plain, ROUTER4, HOST6));
+    let lost = control_of_the_loss(lab, client, &*plain);
+    plain.remove();
+    engine.forget("control");
+    client.start_and_wait();
+    Controls { asked, lost }
+}
+
+/// The loss of the exit with policy routing alone: counted.
+pub fn control_of_the_loss(lab: &Lab, client: &mut Client, plain: &dyn Container) -> u64 {
     client.start_and_wait();
     lab.recipe();
     lab.reset_leaks();
-    let mut traffic = Traffic::start(&*plain);
+    let mut traffic = Traffic::start(plain);
     traffic.wait_flowing();
     client.sigkill();
     wait_until("the control to leak", Duration::from_secs(5), || {
@@ -36,12 +45,10 @@ pub fn controls(lab: &Lab, client: &mut Client, engine: &dyn Wired) -> Controls 
         leaks.v4 > 100 && leaks.v6 > 100
     });
     let lost = lab.leaks().total();
-    traffic.end(&*plain);
+    traffic.end(plain);
     lab.no_recipe();
-    plain.remove();
-    engine.forget("control");
-    client.start_and_wait();
-    Controls { asked, lost }
+    lab.reset_leaks();
+    lost
 }
 
 /// One cell that works.

@@ -8,7 +8,7 @@ mod doc;
 mod table;
 pub mod wired;
 
-pub use self::cell::{at_rest, comes_to_be};
+pub use self::cell::{at_rest, comes_to_be, control_of_the_loss};
 use crate::guest::Release;
 use crate::vpn::Vpn;
 use crate::world::Lab;

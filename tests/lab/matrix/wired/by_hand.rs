@@ -5,7 +5,7 @@ use std::cell::Cell;
 use super::podman::BY_ANNOTATION;
 use super::{ALWAYS, Proof, Way, Wired, device, offer_devices, offer_hooks, parse};
 use crate::bridge::Bridge;
-use crate::engine::Container;
+use crate::engine::Restartable;
 use crate::engine::oci::{Bundle, Oci, Runtime};
 use crate::guest::Guest;
 use crate::run::Out;
@@ -48,11 +48,11 @@ impl Wired for ByHand<'_> {
         self.guest.cmd(self.name, &["--version"]).ok()
     }
 
-    fn plain(&self, name: &str) -> Box<dyn Container + '_> {
+    fn plain(&self, name: &str) -> Box<dyn Restartable + '_> {
         Box::new(self.run(self.runtime(), name, |bundle| bundle).unwrap_or_else(|out| panic!("{out:?}")))
     }
 
-    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Container + '_>, Out> {
+    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Restartable + '_>, Out> {
         let runtime = self.runtime();
         let container = match way {
             Way::Config => self.run(runtime, name, |bundle| named_in_the_hooks(bundle, jail)),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::podman::{ALWAYS, BY_ANNOTATION};
 use super::{LATE_CAPS, Proof, Way, Wired, annotation, device, offer_devices, offer_hooks, parse};
-use crate::engine::Container;
+use crate::engine::Restartable;
 use crate::engine::docker::Docker;
 use crate::guest::{Guest, Release};
 use crate::run::Out;
@@ -57,11 +57,11 @@ impl Wired for ByDocker {
         self.docker.call(&["version", "--format", "{{.Server.Version}}"]).ok()
     }
 
-    fn plain(&self, name: &str) -> Box<dyn Container + '_> {
+    fn plain(&self, name: &str) -> Box<dyn Restartable + '_> {
         Box::new(self.docker.run(name, &[]))
     }
 
-    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Container + '_>, Out> {
+    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Restartable + '_>, Out> {
         let note = annotation(jail);
         let caps: &[&str] = if self.late { &LATE_CAPS } else { &[] };
         let container = match way {

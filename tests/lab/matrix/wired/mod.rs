@@ -10,7 +10,7 @@ pub use self::podman::ALWAYS;
 use serde_json::Value;
 
 use super::{Engine, Way};
-use crate::engine::Container;
+use crate::engine::Restartable;
 use crate::guest::{Guest, Release};
 use crate::run::Out;
 use crate::world::Lab;
@@ -20,9 +20,9 @@ pub trait Wired {
     /// What it says of its own version.
     fn version(&self) -> String;
     /// A container on the network `vpn` that tunjail does not hear of.
-    fn plain(&self, name: &str) -> Box<dyn Container + '_>;
+    fn plain(&self, name: &str) -> Box<dyn Restartable + '_>;
     /// A container that is to be a member of `jail`, or what the engine says when it is refused.
-    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Container + '_>, Out>;
+    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Restartable + '_>, Out>;
     /// A container that asks for a way in which this engine does not have.
     fn proof(&self, way: Way, name: &str) -> Proof<'_>;
     /// Removes what is left of a container that did not start or was removed.
@@ -34,7 +34,7 @@ pub trait Wired {
 
     /// A member of the jail `vpn`.
     #[track_caller]
-    fn member(&self, way: Way, name: &str) -> Box<dyn Container + '_> {
+    fn member(&self, way: Way, name: &str) -> Box<dyn Restartable + '_> {
         self.try_member(way, name, "vpn").unwrap_or_else(|out| panic!("{way:?}: {out:?}"))
     }
 }
@@ -44,7 +44,7 @@ pub enum Proof<'engine> {
     /// The engine refuses, saying this.
     Refused(Out, &'static str),
     /// It starts, and tunjail does not hear of it.
-    Starts(Box<dyn Container + 'engine>),
+    Starts(Box<dyn Restartable + 'engine>),
 }
 
 pub fn start(lab: &Lab, engine: Engine, release: Release) -> Box<dyn Wired + '_> {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::{LATE_CAPS, Proof, Way, Wired, annotation, device, offer_devices, parse};
-use crate::engine::Container;
 use crate::engine::podman::{Podman, PodmanContainer};
+use crate::engine::{Container, Restartable};
 use crate::guest::Guest;
 use crate::product::{RUNTIME, STRICT_JAIL, TUNJAIL};
 use crate::run::Out;
@@ -58,11 +58,11 @@ impl Wired for ByPodman<'_> {
         self.podman.call(&["--version"]).ok()
     }
 
-    fn plain(&self, name: &str) -> Box<dyn Container + '_> {
+    fn plain(&self, name: &str) -> Box<dyn Restartable + '_> {
         Box::new(self.run(&self.podman, name, &[]).unwrap_or_else(|out| panic!("{out:?}")))
     }
 
-    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Container + '_>, Out> {
+    fn try_member(&self, way: Way, name: &str, jail: &str) -> Result<Box<dyn Restartable + '_>, Out> {
         let note = annotation(jail);
         let annotated = ["--annotation", note.as_str()];
         let podman = self.podman.clone();
