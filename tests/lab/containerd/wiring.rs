@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::engine::containerd::{Containerd, Pod, PodConfig, PodContainer, network};
 use crate::guest::{Guest, Release};
+use crate::matrix::Cell;
 use crate::product::TUNJAIL;
 use crate::world::Lab;
 
@@ -30,6 +31,22 @@ pub const ANNOTATION: &str = "io.tunjail.jail";
 /// The default, `runc`: tunjail does not hear of such a pod.
 pub const PLAIN: &str = "";
 
+const NO_CDI: Cell = Cell::CannotBecause("containerd knows CDI since 1.7");
+const NO_HOOK: Cell = Cell::CannotBecause("neither containerd nor runc looks for a hook because of an annotation");
+
+/// Which release's containerd has which way in; the last column is an annotation that is handed on, and no more.
+pub const TABLE: [(Release, [Cell; 5]); 3] = [
+    (Release::Bookworm, [Cell::Works, Cell::Works, Cell::Works, NO_CDI, NO_HOOK]),
+    (Release::Trixie, [Cell::Works, Cell::Works, Cell::Works, Cell::Works, NO_HOOK]),
+    (Release::Sid, [Cell::Works, Cell::Works, Cell::Works, Cell::Works, NO_HOOK]),
+];
+
+/// The ways in that work for a release, by [`TABLE`].
+pub fn ways(release: Release) -> Vec<Way> {
+    let (_, cells) = TABLE.iter().find(|(row, _)| *row == release).expect("a row of the table");
+    Way::ALL.into_iter().zip(cells).filter(|(_, cell)| **cell == Cell::Works).map(|(way, _)| way).collect()
+}
+
 /// How a pod gets into its jail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -46,6 +63,9 @@ pub enum Way {
 pub const DEVICE: &str = "tunjail.io/jail=vpn";
 
 impl Way {
+    /// In the order of [`TABLE`].
+    const ALL: [Self; 4] = [Self::Annotation, Self::Subnet, Self::Spec, Self::Cdi];
+
     pub fn pod<'e>(self, engine: &'e Containerd, name: &str) -> Pod<'e> {
         let config = PodConfig::new(name);
         match self {
