@@ -74,11 +74,11 @@ fn detach() {
 
 /// Attends one container to its end. Returns another one of its namespace that still waits.
 fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result<Option<(ContainerId, Process)>> {
-    let Ok(died) = process.descriptor() else { return its_end(id, process) };
+    let Ok(died) = process.descriptor() else { return its_end(process) };
     // Listening comes before looking: what changes in between is told.
-    let Ok(netns) = Netns::of_process(process.pid) else { return its_end(id, process) };
+    let Ok(netns) = Netns::of_process(process.pid) else { return its_end(process) };
     let watch = netns.run(Watch::open)?;
-    let Ok(sight) = Sight::of(process) else { return its_end(id, process) };
+    let Ok(sight) = Sight::of(process) else { return its_end(process) };
     let Some(sight) = sight else { return Ok(None) };
     let mut round = Round { file, id, sight, judged: None, refused: None, reported: String::new(), at_rest: true };
     let deadline = Instant::now() + LIFE;
@@ -91,14 +91,14 @@ fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
                 FIRST_RETRY * 64
             }
             Err(error) if process.is_alive() => return Err(error),
-            Err(_) => return its_end(id, process),
+            Err(_) => return its_end(process),
         };
         if mem::take(&mut round.at_rest) {
             // A convenience: it waits as well with its code in memory.
             let _ = give_back_code();
         }
         if watch.wait(died.as_fd(), pause)? == Woken::Ended {
-            return its_end(id, process);
+            return its_end(process);
         }
     }
 }
@@ -209,18 +209,23 @@ impl Round<'_> {
     }
 }
 
-/// The container ended: what waited for its address goes with it, if nobody else waits.
-fn its_end(id: &ContainerId, process: Process) -> Result<Option<(ContainerId, Process)>> {
+/// The container ended: what waited for its address goes with it. Returns another one of its namespace that still waits.
+/// Its poststop may have been quicker, so the record is found by who attends it.
+fn its_end(process: Process) -> Result<Option<(ContainerId, Process)>> {
+    let me = i32::try_from(std::process::id()).ok().and_then(Process::living);
     let store = Store::open();
-    if store.late_of(id)?.is_none() {
+    if me.is_none() || !store.is_there() {
         return Ok(None);
     }
     let store = store.lock()?;
-    let Some(late) = store.late_of(id)?.filter(|late| late.containers.iter().any(|own| own.process == process)) else {
+    let Some(late) = store.lates()?.into_iter().find(|late| late.attendant == me) else {
+        store.tidy()?;
         return Ok(None);
     };
     let next = late.containers.iter().find(|other| other.process.is_alive()).cloned();
-    forget_late(&mut Kernel::open()?, &store, late, id)?;
+    if let Some(own) = late.containers.iter().find(|own| own.process == process).cloned() {
+        forget_late(&mut Kernel::open()?, &store, late, &own.id)?;
+    }
     store.tidy()?;
     Ok(next.map(|next| (next.id, next.process)))
 }

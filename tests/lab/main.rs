@@ -45,6 +45,7 @@ mod vpn;
 mod world;
 mod yard;
 
+mod chaos;
 mod closed;
 mod containerd;
 mod engines;

@@ -357,6 +357,8 @@ fn another_configuration_goes_into_the_hooks(#[case] runtime: &str) {
 #[test]
 fn a_broken_configuration_keeps_containers_manageable() {
     let bench = Bench::new("crun");
+    // An address that is nobody's: without one it would wait for it, and `start` with it.
+    bench.netns.sh("ip addr add 10.99.0.2/32 dev lo");
     bench.lab.configure(&format!("{JAIL}[runtime]\npath = \"{}\"\n", bench.runtime));
     let bundle = bench.bundle("kept", |bundle| bundle);
     let call = format!("{WRAPPER} --root /run/lab/kept");

@@ -71,6 +71,11 @@ impl Docker {
         docker
     }
 
+    /// The client as a line for a shell.
+    pub fn line(&self) -> String {
+        self.guest.line(&format!("{} --host {SOCKET}", self.guest.path_of("docker").display()))
+    }
+
     pub fn call(&self, args: &[&str]) -> Cmd {
         self.guest.cmd("docker", &[&["--host", SOCKET], args].concat())
     }

@@ -75,8 +75,19 @@ impl<'lab> Podman<'lab> {
         self
     }
 
+    /// The same as a line for a shell.
+    pub fn line(&self) -> String {
+        self.guest.line(&format!("{} {}", self.guest.path_of("podman").display(), self.options().join(" ")))
+    }
+
     /// `podman ARGS` with the lab's storage.
     pub fn call(&self, args: &[&str]) -> Cmd {
+        let all = [self.options(), args.to_vec()].concat();
+        // 5.x warns at every call on a machine with control groups of the first version.
+        self.guest.cmd("podman", &all).env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
+    }
+
+    fn options(&self) -> Vec<&str> {
         let dirs = "--root /run/lab/podman/root --runroot /run/lab/podman/run --tmpdir /run/lab/podman/tmp";
         let mut all: Vec<&str> = dirs.split(' ').collect();
         all.extend(["--storage-driver", "vfs"]);
@@ -84,9 +95,7 @@ impl<'lab> Podman<'lab> {
         if let Some(dir) = &self.hooks_dir {
             all.extend(["--hooks-dir", dir]);
         }
-        all.extend(args);
-        // 5.x warns at every call on a machine with control groups of the first version.
-        self.guest.cmd("podman", &all).env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
+        all
     }
 
     /// `podman run -d OPTIONS` of a sleeping container on the network `vpn`, or as `options` say.

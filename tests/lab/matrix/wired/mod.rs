@@ -5,7 +5,7 @@ mod docker;
 mod podman;
 
 pub use self::docker::{OTHER, OTHER4, OTHER6, docker, other_docker_network};
-pub use self::podman::ALWAYS;
+pub use self::podman::{ALWAYS, BY_ANNOTATION};
 
 use serde_json::Value;
 
