@@ -68,6 +68,8 @@ pub fn attend(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
 fn detach() {
     // Fails only for the leader of a process group, which nobody has made of it.
     let _ = nix::unistd::setsid();
+    // It was started as /proc/self/exe, and would be "exe" in every list of processes.
+    let _ = rustix::thread::set_name(c"tunjail");
     // SAFETY: this process has opened nothing yet, so no descriptor beyond the standard ones is anybody's here.
     unsafe { nix::libc::close_range(3, nix::libc::c_uint::MAX, 0) };
 }

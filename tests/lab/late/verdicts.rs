@@ -1,5 +1,6 @@
 //! Late containers that cannot be held, or are nobody's.
 
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use super::{Unstarted, attendants, nobody_attends};
@@ -52,6 +53,37 @@ fn a_wrong_address_leaves_the_lock_closed_and_status_says_why() {
     yard.leave("c1");
     unplug(&late.netns);
     before.assert_same(&yard.lab.settled(), "a refused container");
+}
+
+/// Nobody reads the helper's stderr: journald and every syslogd listen on /dev/log.
+#[test]
+fn the_systems_log_says_why() {
+    let yard = Yard::new(JAIL);
+    // A /dev of the lab's own, with what is used of the machine's.
+    yard.lab.sh("mkdir /run/lab/dev; mount -t tmpfs dev /run/lab/dev
+        for node in null zero full random urandom net; do
+            if [ -d /dev/$node ]; then mkdir /run/lab/dev/$node; else touch /run/lab/dev/$node; fi
+            mount --rbind /dev/$node /run/lab/dev/$node
+        done
+        mount --rbind /run/lab/dev /dev");
+    let log = UnixDatagram::bind("/dev/log").expect("the log's socket");
+    log.set_read_timeout(Some(SOON)).expect("a time-out");
+    let mut late = yard.late("m1");
+    yard.lock_late("c1", &late, &["--jail", "vpn"]);
+    late.netns.sh("ip addr add 10.99.0.2/24 dev eth0");
+    yard.wait_state("c1", "refused");
+    late.begin();
+    let mut message = [0; 1024];
+    let length = log.recv(&mut message).expect("a message");
+    let message = String::from_utf8_lossy(&message[..length]);
+    // RFC 3164: facility daemon (3), severity error (3).
+    assert!(message.starts_with("<27>") && message.contains("tunjail["), "{message}");
+    assert!(message.contains("container c1 is locked: interface eth0") && message.contains("10.99.0.2"), "{message}");
+    nobody_attends();
+    log.set_nonblocking(true).expect("no waiting");
+    assert!(log.recv(&mut [0; 1024]).is_err(), "it is said once");
+    late.die();
+    yard.leave("c1");
 }
 
 /// The lock does not see raw frames, and CAP_NET_ADMIN can remove it: the host shuts the ports as well.
