@@ -1,7 +1,10 @@
 //! What a user reads when a container is refused, and containers that are none of tunjail's business. That each engine
 //! holds its members is in [`crate::matrix`].
 
+use std::time::Duration;
+
 use rstest::rstest;
+use serde_json::Value;
 
 use crate::bridge::BRIDGE;
 use crate::engine::Container;
@@ -10,7 +13,7 @@ use crate::guest::{Guest, Release};
 use crate::matrix::wired::{self, ALWAYS, OTHER, OTHER4, OTHER6, docker, other_docker_network};
 use crate::matrix::{Engine, Way, at_rest, comes_to_be};
 use crate::product::{STRICT_JAIL, own_lines};
-use crate::run::{Out, answer};
+use crate::run::{Out, answer, wait_until};
 use crate::works::ask_the_internet;
 use crate::world::{HOST6, Lab, ROUTER4, SERVICE4, SERVICE6, VPN4, VPN6};
 
@@ -53,12 +56,16 @@ fn the_user_is_told_why_a_container_was_refused(#[case] engine: Engine, #[case] 
     comes_to_be(&lab, &before, "a refused container");
 }
 
-/// Where the address decides, no name is wrong: a second network is.
-#[test]
-fn the_user_is_told_that_a_second_network_was_refused() {
+/// Where the address decides, no name is wrong: a second network is. Docker 28 connects both after the hook.
+#[rstest]
+#[case::docker_20_10(Release::Bookworm)]
+#[case::docker_28_5(Release::Sid)]
+fn the_user_is_told_that_a_second_network_was_refused(#[case] release: Release) {
     let lab = Lab::new();
+    let guest = Guest::new(&lab, release);
+    lab.is_of(&guest);
     lab.configure(STRICT_JAIL);
-    let docker = docker(&lab, &Guest::own());
+    let docker = docker(&lab, &guest);
     other_docker_network(&docker);
     // A bridge gets its link-local address with its first port.
     for network in [BRIDGE, OTHER] {
@@ -71,6 +78,81 @@ fn the_user_is_told_that_a_second_network_was_refused() {
     assert_told(&docker.call(&["start", "m1"]).out(), SECOND_NETWORK);
     docker.call(&["rm", "--force", "m1"]).ok();
     comes_to_be(&lab, &before, "a refused container");
+}
+
+/// What tunjail says of the one container that it knows: its state and why.
+fn state(lab: &Lab) -> (String, String) {
+    let status: Value = serde_json::from_str(&lab.tunjail_ok(&["status", "--json"])).expect("JSON");
+    let members = status["jails"][0]["members"].as_array().expect("the members");
+    let text = |key: &str| members.first().and_then(|member| member[key].as_str()).unwrap_or_default().to_owned();
+    (text("state"), text("why"))
+}
+
+/// Docker 28: a network next to the jail's, before the start and after it, is no way out.
+#[rstest]
+#[case::device(&["--device", "tunjail.io/jail=vpn"])]
+#[case::runtime(&["--runtime", "tunjail"])]
+fn a_second_network_of_docker_28_stays_shut(#[case] options: &[&str]) {
+    let lab = Lab::new();
+    let guest = Guest::new(&lab, Release::Sid);
+    lab.is_of(&guest);
+    lab.configure(STRICT_JAIL);
+    let docker = docker(&lab, &guest);
+    other_docker_network(&docker);
+    let plain = docker.run("control", &["--network", OTHER]);
+    let control = lab.assert_probe_is_visible(|| ask_the_internet(&plain, ROUTER4, HOST6));
+    let ask = |name: &str| {
+        for question in
+            [&["http", SERVICE4][..], &["http", SERVICE6], &["udp-echo", SERVICE4, "7"], &["ping", SERVICE6, "1"]]
+        {
+            docker.call(&[&["exec", name, "/bin/probe"], question].concat()).out();
+        }
+    };
+
+    let mut member = docker.run("m1", options);
+    wait_until("a member", Duration::from_secs(5), || state(&lab).0 == "held");
+    lab.reset_leaks();
+    docker.call(&["network", "connect", OTHER, "m1"]).ok();
+    ask("m1");
+    lab.assert_no_leak("engines", &format!("docker-28-{}-connected-later", options[0]), control);
+    member.remove();
+
+    let create = [&["create", "--name", "m2", "--network", BRIDGE], options, &["lab", "/bin/sleep", "3600"]].concat();
+    docker.call(&create).ok();
+    docker.call(&["network", "connect", OTHER, "m2"]).ok();
+    let out = docker.call(&["start", "m2"]).out();
+    if options[0] == "--runtime" {
+        assert_told(&out, SECOND_NETWORK);
+        return;
+    }
+    assert_eq!(out.code, 0, "{out:?}");
+    wait_until("a refusal", Duration::from_secs(5), || state(&lab).0 == "refused");
+    assert!(state(&lab).1.contains("outside jail vpn"), "{:?}", state(&lab));
+    ask("m2");
+    lab.assert_no_leak("engines", "docker-28-device-connected-before", control);
+    docker.call(&["rm", "--force", "m2"]).ok();
+}
+
+/// The engine starts a killed container again by itself: another process and namespace under the same id.
+#[rstest]
+#[case::docker_20_10(Release::Bookworm)]
+#[case::docker_28_5(Release::Sid)]
+fn a_restart_policy_brings_a_member_back(#[case] release: Release) {
+    let lab = Lab::new();
+    let guest = Guest::new(&lab, release);
+    lab.is_of(&guest);
+    lab.configure(STRICT_JAIL);
+    let docker = docker(&lab, &guest);
+    let mut member = docker.run("m1", &["--runtime", "tunjail", "--restart", "always"]);
+    let pid = || docker.call(&["inspect", "--format", "{{.State.Pid}}", "m1"]).ok().trim().to_owned();
+    for _ in 0..3 {
+        let before = pid();
+        lab.sh(&format!("kill -9 {before}"));
+        wait_until("another run", Duration::from_secs(10), || !["0", before.as_str()].contains(&pid().as_str()));
+        wait_until("a member again", Duration::from_secs(5), || state(&lab).0 == "held");
+    }
+    member.remove();
+    wait_until("nothing left", Duration::from_secs(5), || lab.snapshot().part("/run/tunjail") == "absent\n");
 }
 
 /// `always` and a default runtime hook every container: one that is on no jail's network is nobody's.
