@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::Kernel;
-use super::late::{self, PATIENCE_WITH_A_REFUSAL};
+use super::late::{self, MAY_HAVE_LIED, PATIENCE_WITH_A_REFUSAL};
 use super::leave::{forget_late, walls_go_with_their_last_members};
 use super::sight::Sight;
 use crate::config::Config;
 use crate::journal;
 use crate::kernel::netns::Netns;
-use crate::kernel::process::{Process, give_back_code};
+use crate::kernel::process::{Process, give_back_code, take_its_time};
 use crate::kernel::watch::{Watch, Woken};
 use crate::model::facts::NetnsFacts;
 use crate::model::names::ContainerId;
@@ -57,6 +57,7 @@ pub(super) fn start(file: Option<&Path>, id: &ContainerId, process: Process) -> 
 /// What the helper does, from its first instruction on.
 pub fn attend(file: Option<&Path>, id: &ContainerId, process: Process) -> Result<()> {
     detach();
+    take_its_time();
     let (mut id, mut process) = (id.clone(), process);
     while let Some((next, other)) = attend_one(file, &id, process)? {
         (id, process) = (next, other);
@@ -82,9 +83,19 @@ fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
     let watch = netns.run(Watch::open)?;
     let Ok(sight) = Sight::of(process) else { return its_end(process) };
     let Some(sight) = sight else { return Ok(None) };
-    let mut round = Round { file, id, sight, judged: None, refused: None, reported: String::new(), at_rest: true };
+    let mut round = Round {
+        file,
+        id,
+        sight,
+        judged: None,
+        refused: None,
+        reported: String::new(),
+        at_rest: true,
+        has_started: false,
+    };
     let deadline = Instant::now() + LIFE;
     loop {
+        let begun = Instant::now();
         let pause = match round.turn(Instant::now() > deadline) {
             Ok(Next::Over) => return Ok(None),
             Ok(Next::Wait(pause)) => pause,
@@ -99,8 +110,12 @@ fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
             // A convenience: it waits as well with its code in memory.
             let _ = give_back_code();
         }
-        if watch.wait(died.as_fd(), pause)? == Woken::Ended {
-            return its_end(process);
+        let worked = begun.elapsed();
+        match watch.wait(died.as_fd(), pause)? {
+            Woken::Ended => return its_end(process),
+            // Only a started container can change its network without an end: it gets a tenth of the time.
+            Woken::Changed if round.has_started => std::thread::sleep((worked * 9).min(IDLE_GLANCE)),
+            Woken::Changed | Woken::Late => {}
         }
     }
 }
@@ -122,6 +137,8 @@ struct Round<'a> {
     reported: String,
     /// It has worked, and will now wait.
     at_rest: bool,
+    /// It has been started, when it was looked at last.
+    has_started: bool,
 }
 
 impl Round<'_> {
@@ -131,16 +148,15 @@ impl Round<'_> {
         // Gone: a hook of a sibling took it over, or poststop was quicker.
         let Some(late) = store.late(self.sight.netns.id)? else { return Ok(Next::Over) };
         let has_started = late::has_started(&late, &self.sight);
+        self.has_started = has_started;
         let is_news = self.judged.as_ref() != Some(&self.sight.facts) || self.refused.is_some();
         let has_address = self.sight.facts.routable().next().is_some();
-        if is_news && has_address && late::is_the_engines_word(&late, &self.sight) {
+        if is_news && has_address && late::who_may_lie(&late).is_none() {
             return self.judge(has_started || time_is_up);
         }
         match late.verdict {
             Verdict::Admitted | Verdict::Nobodys if has_started || time_is_up => self.conclude(None),
-            Verdict::Waiting { .. } if has_started && has_address => self.conclude(Some(
-                "its process was started before its address was confirmed, and may have changed it (CAP_NET_ADMIN); its lock stays closed; start it by `tunjail runtime`, which waits",
-            )),
+            Verdict::Waiting { .. } if has_started && has_address => self.conclude(Some(MAY_HAVE_LIED)),
             Verdict::Refused { .. } if has_started || time_is_up => self.conclude(None),
             Verdict::Waiting { .. } if time_is_up => {
                 self.conclude(Some(&format!("no address came within {} s; its lock stays closed", LIFE.as_secs())))

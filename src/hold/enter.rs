@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::late::MAY_HAVE_LIED;
 use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
 use super::sight::Sight;
 use super::{Kernel, late, wall};
@@ -22,7 +23,7 @@ use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
 use crate::model::verify::{self, Mismatch};
 use crate::oci::Created;
-use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store};
+use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store, Verdict};
 
 /// What became of a container.
 #[derive(Debug, PartialEq, Eq)]
@@ -155,6 +156,12 @@ fn hold_this_one(
 ) -> Result<Vec<IpAddr>> {
     its_last_run_is_over(host, store, sight, Some(jail), id)?;
     let late = store.late(sight.netns.id)?;
+    if let Some(late) = late.as_ref().filter(|late| late.verdict != Verdict::Admitted)
+        && let Some(liar) = late::who_may_lie(late)
+    {
+        bail!("container {} is in the same network namespace: {MAY_HAVE_LIED}", liar.id);
+    }
+    nobody_added_an_address(store, jail, sight)?;
     let mut containers = vec![ContainerRecord { id: id.clone(), process: sight.process }];
     let waiting = late.iter().flat_map(|late| &late.containers);
     containers.extend(waiting.filter(|other| other.id != *id && other.process.is_alive()).cloned());
@@ -163,6 +170,27 @@ fn hold_this_one(
         late::is_a_member_now(host, store, &late)?;
     }
     Ok(addresses)
+}
+
+/// A container that joins the namespace of a member finds there what the member's own processes made of it: with
+/// CAP_NET_ADMIN, a neighbour's address.
+fn nobody_added_an_address(store: &Store, jail: &Jail, sight: &Sight) -> Result<()> {
+    let Some(member) = store.member(&jail.name, sight.netns.id)? else { return Ok(()) };
+    let may_lie = |container: &&ContainerRecord| {
+        container.process != sight.process
+            && container.process.is_alive()
+            && container.process.may_change_its_network().unwrap_or(true)
+    };
+    let Some(liar) = member.containers.iter().find(may_lie) else { return Ok(()) };
+    let confirmed: Vec<IpAddr> = member.interfaces.iter().flat_map(|own| own.addresses.clone()).collect();
+    match sight.facts.routable().find(|address| jail.holds(address.address) && !confirmed.contains(&address.address)) {
+        Some(new) => bail!(
+            "address {} came into the network namespace after container {} was started, which may have added it itself (CAP_NET_ADMIN); stop all containers of the pod and start them anew",
+            new.address,
+            liar.id
+        ),
+        None => Ok(()),
+    }
 }
 
 /// wall -> confirm -> lock closed -> guard and membership -> verify -> lock opened -> record
@@ -276,7 +304,7 @@ fn its_last_run_is_over(
 }
 
 /// Closes the lock, unless it stands as it was `made` for another container of this namespace.
-pub(super) fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), KernelError> {
+fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), KernelError> {
     match made {
         Some(made) if nftables::fingerprint(inside, &TableId::lock())? == Some(made) => Ok(()),
         _ => nftables::close_lock(inside),

@@ -6,14 +6,14 @@
 //! everybody else, as often as the namespace changes, until the container was started.
 //!
 //! What a namespace shows is the engine's word only as long as the container's process has not begun to run: with
-//! CAP_NET_ADMIN it could give itself a neighbour's address. See [`is_the_engines_word`].
+//! CAP_NET_ADMIN it could give itself a neighbour's address. See [`who_may_lie`].
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::enter::{close_lock, held_by, hold};
+use super::enter::{held_by, hold};
 use super::leave::{forget_late, shut_elements, take_off, walls_go_with_their_last_members};
 use super::sight::Sight;
 use super::{Kernel, attend, wall};
@@ -72,10 +72,13 @@ fn close_and_wait(
         wall::ensure(host, store, jail, RaisedBy::Hook)?;
     }
     let container = ContainerRecord { id: id.clone(), process: sight.process };
+    let executes = sight.process.executable().context("looking at what the container's process executes")?;
     let mut late = match store.late(sight.netns.id)?.filter(LateRecord::is_alive) {
         Some(mut late) => {
             late.containers.retain(|other| other.id != *id);
             late.containers.push(container);
+            late.unstarted.retain(|(other, _)| other != id);
+            late.unstarted.push((id.clone(), executes));
             late.jail = late.jail.or_else(|| jail.map(|jail| jail.name.clone()));
             late
         }
@@ -87,7 +90,7 @@ fn close_and_wait(
                 netns: sight.netns.id,
                 containers: vec![container],
                 attendant: None,
-                unstarted: sight.process.executable().context("looking at what the container's process executes")?,
+                unstarted: vec![(id.clone(), executes)],
                 lock: lock.context("the lock was closed and is not there")?,
                 shut: None,
                 verdict: Verdict::Waiting { why: None },
@@ -119,15 +122,21 @@ fn nobody_else_holds_it(store: &Store, jail: Option<&Jail>, sight: &Sight) -> Re
     }
 }
 
-/// Whether what the namespace shows is what the engine made: the container's process has not begun to run, or cannot
-/// change its network. Ask after the namespace was read.
-pub(super) fn is_the_engines_word(late: &LateRecord, sight: &Sight) -> bool {
-    !has_started(late, sight) || sight.process.may_change_its_network().is_ok_and(|may| !may)
+/// Why a container is refused whose process may have lied.
+pub(super) const MAY_HAVE_LIED: &str = "its process was started before its address was confirmed, and may have changed it (CAP_NET_ADMIN); its lock stays closed; start it by `tunjail runtime`, which waits";
+
+/// The container of the namespace that may have made what it shows. `None`: that is what the engine made. A process that
+/// has not begun to run changes nothing, nor does one that cannot. Ask after the namespace was read.
+pub(super) fn who_may_lie(late: &LateRecord) -> Option<&ContainerRecord> {
+    late.containers
+        .iter()
+        .filter(|container| container.process.is_alive())
+        .find(|container| late.has_started(container) && container.process.may_change_its_network().unwrap_or(true))
 }
 
-/// Whether the process runs what the container is for. One that cannot be asked is taken for started.
+/// Whether the process that is looked at runs what its container is for.
 pub(super) fn has_started(late: &LateRecord, sight: &Sight) -> bool {
-    sight.process.executable().ok() != Some(late.unstarted)
+    late.containers.iter().find(|own| own.process == sight.process).is_none_or(|own| late.has_started(own))
 }
 
 /// Judges a late container by what its namespace showed last, carries the verdict out, and puts it on record.
@@ -161,7 +170,7 @@ pub(super) fn judge(
     late.jail = Some(jail.name.clone());
     match hold(host, store, jail, sight, containers, Some(late.lock)) {
         Ok(_) => {
-            open_its_ports(host, store, &mut late)?;
+            open_its_ports(host, store, &mut late, &[])?;
             late.verdict = Verdict::Admitted;
             store.put_late(&late)?;
             Ok(late)
@@ -181,13 +190,9 @@ pub(super) fn refuse(
     mut late: LateRecord,
     why: String,
 ) -> Result<LateRecord> {
-    let was_admitted = late.verdict == Verdict::Admitted;
     late.verdict = Verdict::Refused { why };
-    if was_admitted {
-        nftables::close_lock(&mut sight.inside.nfnl)?;
-    } else {
-        close_lock(&mut sight.inside.nfnl, Some(late.lock))?;
-    }
+    // Anew, whatever is on record: who opened it may have ended before that could be written.
+    nftables::close_lock(&mut sight.inside.nfnl)?;
     if let Some(jail) = late.jail.clone() {
         // What a failed admission put on the host, or an earlier one.
         if let Some(member) = store.member(&jail, late.netns)? {
@@ -199,6 +204,8 @@ pub(super) fn refuse(
         }
         let mut ports: Vec<u32> = sight.ports(host)?.values().map(|port| port.index).collect();
         ports.sort_unstable();
+        // A port that it has no more may be another's now.
+        open_its_ports(host, store, &mut late, &ports)?;
         late.shut = Some((jail, ports));
     }
     // On record before the elements, so that they are removed with it.
@@ -207,19 +214,19 @@ pub(super) fn refuse(
     Ok(late)
 }
 
-/// Removes what shut the ports of a container that is a member now, apart from what the member itself has.
-fn open_its_ports(host: &mut Kernel, store: &LockedStore, late: &mut LateRecord) -> Result<()> {
+/// Removes what shut the ports of a container, apart from those to `keep` and from what it has as a member.
+fn open_its_ports(host: &mut Kernel, store: &LockedStore, late: &mut LateRecord, keep: &[u32]) -> Result<()> {
     let Some((jail, ports)) = late.shut.take() else { return Ok(()) };
     let own: Vec<u32> =
         store.member(&jail, late.netns)?.iter().flat_map(|member| &member.interfaces).map(|i| i.port).collect();
-    let rest = ports.into_iter().filter(|port| !own.contains(port)).collect();
+    let rest = ports.into_iter().filter(|port| !own.contains(port) && !keep.contains(port)).collect();
     let gone = LateRecord { shut: Some((jail, rest)), ..late.clone() };
     Ok(nftables::delete_elements(&mut host.nfnl, &shut_elements(&gone))?)
 }
 
 /// Another hook took the whole namespace into its jail: nobody has to wait any more.
 pub(super) fn is_a_member_now(host: &mut Kernel, store: &LockedStore, late: &LateRecord) -> Result<()> {
-    open_its_ports(host, store, &mut late.clone())?;
+    open_its_ports(host, store, &mut late.clone(), &[])?;
     Ok(store.remove_late(late)?)
 }
 
@@ -236,6 +243,13 @@ pub fn settle(config: &Config, id: &ContainerId) -> Result<()> {
         if sight.facts.routable().next().is_some() {
             let store = Store::open().lock()?;
             let Some(late) = store.late(sight.netns.id)? else { return Ok(()) };
+            if let Some(liar) = who_may_lie(&late) {
+                // What was confirmed stays confirmed; nothing is added to it.
+                if late.verdict == Verdict::Admitted {
+                    return Ok(());
+                }
+                bail!("container {} is in the same network namespace: {MAY_HAVE_LIED}", liar.id);
+            }
             let late = judge(&mut host, &store, config, &mut sight, late)?;
             store.tidy()?;
             match late.verdict {

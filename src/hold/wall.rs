@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hasher};
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::Kernel;
+use super::leave::shut_elements;
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -202,10 +203,17 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         elements.extend(desired.guard);
         elements.extend(desired.membership);
     }
+    for late in store.lates()? {
+        elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));
+    }
     // Two records may claim one address; a set holds it once.
     elements.sort();
     elements.dedup();
     Ok(elements)
+}
+
+fn is_of(element: &Element, jail: &JailName) -> bool {
+    [TableId::wall(jail), TableId::guard(jail)].contains(&element.table)
 }
 
 fn look(host: &mut Kernel, jail: &JailName, table: u32) -> Result<WallFacts> {

@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 /// `CAP_NET_ADMIN` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
 
-/// The file that a process executes. A container's process executes its runtime until the runtime's `start`.
+/// What a process executes: a file, and where the kernel put its stack, which is another place at each execve(2). A
+/// container's process executes its runtime until the runtime's `start`; its program may be the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Executable {
     dev: u64,
     ino: u64,
+    stack: u64,
 }
 
 /// A process, told apart from a later one with the same pid by its start time.
@@ -48,7 +50,13 @@ impl Process {
     /// What it executes now (/proc/PID/exe, proc(5)).
     pub fn executable(&self) -> io::Result<Executable> {
         let file = fs::metadata(format!("/proc/{}/exe", self.pid))?;
-        Ok(Executable { dev: file.dev(), ino: file.ino() })
+        let stat = fs::read(format!("/proc/{}/stat", self.pid))?;
+        let stat = String::from_utf8_lossy(&stat);
+        // Field 28, startstack (proc(5)); the first after the name is field 3.
+        let stack = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(25)?.parse().ok());
+        let stack =
+            stack.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no startstack in /proc/PID/stat"))?;
+        Ok(Executable { dev: file.dev(), ino: file.ino(), stack })
     }
 
     /// Whether this process, or anything that it starts, can have CAP_NET_ADMIN: its bounding set (capabilities(7)).
@@ -76,6 +84,11 @@ impl Process {
 pub fn hurry() {
     const FIRST: i32 = -20;
     let _ = rustix::process::setpriority_process(None, FIRST);
+}
+
+/// Takes back what [`hurry`] asked for, which a child inherits.
+pub fn take_its_time() {
+    let _ = rustix::process::setpriority_process(None, 0);
 }
 
 /// Gives back the memory that this process' code takes, for one that is about to wait. What is needed again is mapped

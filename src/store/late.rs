@@ -35,8 +35,8 @@ pub struct LateRecord {
     pub containers: Vec<ContainerRecord>,
     /// The helper that waits for the address.
     pub attendant: Option<Process>,
-    /// What the container's process runs while it waits for the runtime's `start`.
-    pub unstarted: Executable,
+    /// What each container's process runs while it waits for the runtime's `start`.
+    pub unstarted: Vec<(ContainerId, Executable)>,
     /// The closed lock's fingerprint.
     pub lock: Fingerprint,
     /// Bridge ports of a refused container, by index, and the jail whose guard shuts them.
@@ -46,6 +46,14 @@ pub struct LateRecord {
 }
 
 impl LateRecord {
+    /// Whether the process of this container runs what the container is for. One that cannot be asked is taken for
+    /// started.
+    pub fn has_started(&self, container: &ContainerRecord) -> bool {
+        let now = container.process.executable().ok();
+        let unstarted = self.unstarted.iter().find(|(id, _)| *id == container.id).map(|(_, unstarted)| *unstarted);
+        now.is_none() || now != unstarted
+    }
+
     pub fn is_alive(&self) -> bool {
         self.containers.iter().any(|container| container.process.is_alive())
     }

@@ -22,7 +22,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, SigmaskHow, Signal, sigaction};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
@@ -259,8 +259,11 @@ fn wait_for(lock: &File, deadline: Instant) -> io::Result<()> {
         SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 }),
     )?;
     timer.set(Expiration::IntervalDelayed(left.into(), Duration::from_secs(1).into()), TimerSetTimeFlags::empty())?;
+    // An engine may start its hooks with the signal blocked. The runtime that comes after gets the mask as it was.
+    let mask = SigSet::from(Signal::SIGALRM).thread_swap_mask(SigmaskHow::SIG_UNBLOCK)?;
     let waited = lock.lock();
     drop(timer);
+    mask.thread_set_mask()?;
     waited
 }
 

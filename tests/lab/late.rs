@@ -1,6 +1,7 @@
 //! Containers whose address comes after createRuntime: locked, waited for, judged. The engine is played by the test, so
 //! that every order of events can be had; the real ones are in the matrix.
 
+mod attacks;
 mod start;
 mod verdicts;
 
@@ -24,11 +25,19 @@ pub struct Unstarted {
     pub pid: u32,
     process: Job,
     go: PathBuf,
+    /// The last word of the program's command line.
+    last: String,
 }
 
 impl Unstarted {
     pub fn new(lab: &Lab, netns: Netns) -> Self {
         Self::with_bounding_set(lab, netns, &[])
+    }
+
+    /// One whose program is the file that its runtime was.
+    pub fn that_becomes_the_runtime(lab: &Lab, netns: Netns) -> Self {
+        let busybox = crate::tools::path_of("busybox").to_string_lossy().into_owned();
+        Self::with(lab, netns, &[], &format!("{busybox} sleep 3600"))
     }
 
     /// One that can never have CAP_NET_ADMIN, like most containers.
@@ -37,14 +46,19 @@ impl Unstarted {
     }
 
     fn with_bounding_set(lab: &Lab, netns: Netns, before: &[&str]) -> Self {
+        let probe = rootfs::probe().to_string_lossy().into_owned();
+        Self::with(lab, netns, before, &format!("{probe} init"))
+    }
+
+    fn with(lab: &Lab, netns: Netns, before: &[&str], program: &str) -> Self {
         let go = lab.dir("go").join(netns.name());
         let _ = std::fs::remove_file(&go);
         let busybox = crate::tools::path_of("busybox").to_string_lossy().into_owned();
-        let probe = rootfs::probe().to_string_lossy().into_owned();
-        let script = format!("while [ ! -e {} ]; do {busybox} usleep 2000; done; exec {probe} init", go.display());
+        let script = format!("while [ ! -e {} ]; do {busybox} usleep 2000; done; exec {program}", go.display());
         let line = [before, &[&busybox, "sh", "-c", &script]].concat();
         let process = Cmd::new(line[0], &line[1..]).within(&netns).spawn();
-        let unstarted = Self { pid: lab.pid_inside(&process), netns, process, go };
+        let last = program.split(' ').next_back().unwrap_or_default().to_owned();
+        let unstarted = Self { pid: lab.pid_inside(&process), netns, process, go, last };
         wait_until("the runtime's part of the process", SOON, || unstarted.executes("busybox"));
         unstarted
     }
@@ -56,7 +70,8 @@ impl Unstarted {
     /// `runtime start`.
     pub fn begin(&self) {
         std::fs::write(&self.go, "").expect("the start");
-        wait_until("the container's own program", SOON, || self.executes("probe"));
+        let line = || std::fs::read_to_string(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        wait_until("the container's own program", SOON, || line().ends_with(&format!("\0{}\0", self.last)));
     }
 
     pub fn die(&mut self) {
