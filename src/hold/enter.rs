@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::late::MAY_HAVE_LIED;
+use super::late::{MAY_HAVE_LIED, Newcomer};
 use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
 use super::sight::Sight;
 use super::{Kernel, late, wall};
@@ -70,9 +70,9 @@ pub fn enter(config: &Config, file: Option<&Path>, created: &Created, named: Opt
                 }
             }
         }
-        Candidate::Late { jail, mut sight } => {
+        Candidate::Late { jail, sight } => {
             its_last_run_is_over(&mut host, &store, &sight, jail, id)?;
-            late::wait_for_its_address(&mut host, store, config, file, jail, &mut sight, id)?;
+            late::wait_for_its_address(&mut host, store, Newcomer { config, file, jail, id, sight })?;
             Ok(Outcome::Late)
         }
     }

@@ -36,19 +36,22 @@ pub(super) fn walls_for<'a>(config: &'a Config, jail: Option<&'a Jail>) -> Vec<&
     jail.map_or_else(|| config.jails.iter().collect(), |jail| vec![jail])
 }
 
+/// A container whose address comes late, as createRuntime met it.
+pub(super) struct Newcomer<'a> {
+    pub config: &'a Config,
+    /// The configuration's file, for the helper.
+    pub file: Option<&'a Path>,
+    /// The jail that was named.
+    pub jail: Option<&'a Jail>,
+    pub id: &'a ContainerId,
+    pub sight: Sight,
+}
+
 /// walls -> lock closed -> record -> helper
-pub(super) fn wait_for_its_address(
-    host: &mut Kernel,
-    store: LockedStore,
-    config: &Config,
-    file: Option<&Path>,
-    jail: Option<&Jail>,
-    sight: &mut Sight,
-    id: &ContainerId,
-) -> Result<()> {
-    let Err(error) = close_and_wait(host, &store, config, file, jail, sight, id) else { return Ok(store.tidy()?) };
-    let taken_back = match store.late_of(id) {
-        Ok(Some(late)) => forget_late(host, &store, late, id),
+pub(super) fn wait_for_its_address(host: &mut Kernel, store: LockedStore, mut newcomer: Newcomer) -> Result<()> {
+    let Err(error) = close_and_wait(host, &store, &mut newcomer) else { return Ok(store.tidy()?) };
+    let taken_back = match store.late_of(newcomer.id) {
+        Ok(Some(late)) => forget_late(host, &store, late, newcomer.id),
         Ok(None) => walls_go_with_their_last_members(host, &store),
         Err(error) => Err(error.into()),
     };
@@ -58,15 +61,8 @@ pub(super) fn wait_for_its_address(
     })
 }
 
-fn close_and_wait(
-    host: &mut Kernel,
-    store: &LockedStore,
-    config: &Config,
-    file: Option<&Path>,
-    jail: Option<&Jail>,
-    sight: &mut Sight,
-    id: &ContainerId,
-) -> Result<()> {
+fn close_and_wait(host: &mut Kernel, store: &LockedStore, newcomer: &mut Newcomer) -> Result<()> {
+    let Newcomer { config, file, jail, id, ref mut sight } = *newcomer;
     nobody_else_holds_it(store, jail, sight)?;
     for jail in walls_for(config, jail) {
         wall::ensure(host, store, jail, RaisedBy::Hook)?;
@@ -190,7 +186,7 @@ pub(super) fn refuse(
     mut late: LateRecord,
     why: String,
 ) -> Result<LateRecord> {
-    late.verdict = Verdict::Refused { why };
+    late.verdict = Verdict::Refused { why: why.clone() };
     // Anew, whatever is on record: who opened it may have ended before that could be written.
     nftables::close_lock(&mut sight.inside.nfnl)?;
     if let Some(jail) = late.jail.clone() {
@@ -210,7 +206,8 @@ pub(super) fn refuse(
     }
     // On record before the elements, so that they are removed with it.
     store.put_late(&late)?;
-    nftables::add_elements(&mut host.nfnl, &shut_elements(&late)).context("shutting its ports")?;
+    nftables::add_elements(&mut host.nfnl, &shut_elements(&late))
+        .with_context(|| format!("{why}; and its ports could not be shut on the host"))?;
     Ok(late)
 }
 
