@@ -55,8 +55,13 @@ pub fn misspoken(stage: &OsStr, error: &clap::Error) -> ExitCode {
 fn create_runtime(file: Option<&Path>, args: &HookArgs) -> Result<()> {
     let created = oci::created(io::stdin().lock())?;
     let context = || format!("container {} was not started", created.container.id);
+    // Before the configuration, whose owner a user namespace does not show.
+    if let Err(error) = engine::demand_host_privileges() {
+        // A hook for every container is called for those of rootless engines too; no address of a jail is among theirs.
+        let is_named = args.jail.is_some() || created.container.jail.is_some();
+        return if is_named { Err(error).with_context(context) } else { Ok(()) };
+    }
     let config = Config::load(file).with_context(context)?;
-    engine::demand_host_privileges().with_context(context)?;
     if args.dry_run {
         let lines = enter::plan_to_enter(&config, &created, args.jail.as_ref()).with_context(context)?;
         return print(lines.as_deref().unwrap_or("# no jail is meant for this container: nothing to do\n"));

@@ -1,6 +1,6 @@
 //! The helper that waits in the background for a late container's address, has it judged, and ends.
 //!
-//! It ends when the container was started and is a member or nobody's, with the container, or after [`LIFE`]. Whatever
+//! It ends when the container was started and is a member or nobody's, with the container, or after `LIFE`. Whatever
 //! ends it earlier leaves the lock closed.
 
 use std::ffi::OsStr;

@@ -2,11 +2,11 @@
 //!
 //! Some engines make the network between the runtime's `create` and `start` (Docker from 28 on, Podman with a user
 //! namespace). Their containers are closed and recorded at createRuntime; [`super::attend`] waits for the address, and
-//! [`settle`] has the last word before `tunjail runtime start`. Whoever it is, [`judge`] decides: the same steps as for
+//! [`settle`] has the last word before `tunjail runtime start`. Whoever it is, `judge` decides: the same steps as for
 //! everybody else, as often as the namespace changes, until the container was started.
 //!
 //! What a namespace shows is the engine's word only as long as the container's process has not begun to run: with
-//! CAP_NET_ADMIN it could give itself a neighbour's address. See [`who_may_lie`].
+//! CAP_NET_ADMIN it could give itself a neighbour's address. See `who_may_lie`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

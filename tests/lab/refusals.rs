@@ -5,4 +5,5 @@ mod configs;
 mod engines;
 mod host;
 mod networks;
+mod rootless;
 mod states;

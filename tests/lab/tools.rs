@@ -22,6 +22,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("openvpn", "openvpn"),
     ("podman", "podman"),
     ("runc", "runc"),
+    ("setpriv", "util-linux"),
+    ("slirp4netns", "slirp4netns"),
     ("strace", "strace"),
 ];
 

@@ -270,6 +270,8 @@ fn private_mounts() {
         let data = format!("lowerdir=/{dir},upperdir={upper},workdir={work}");
         bind(Some("lab"), &format!("/{dir}"), Some("overlay"), MsFlags::empty(), Some(&data));
     }
+    // Podman keeps its locks there, by the user's number.
+    bind(Some("shm"), "/dev/shm", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"));
     // The machine's resolver is not the lab's.
     fs::write("/etc/resolv.conf", format!("nameserver {DNS4}\n")).expect("/etc/resolv.conf");
     let _ = fs::remove_dir_all("/etc/tunjail");
