@@ -60,7 +60,7 @@ pub enum Hook {
 
 #[derive(Debug, Args)]
 pub struct HookArgs {
-    /// The jail; without it the annotation io.tunjail.jail, then the container's address decide
+    /// The jail; without it the annotation io.tunjail.jail, then the container's address decide (poststop knows it)
     #[arg(long, value_name = "NAME")]
     pub jail: Option<JailName>,
     /// Print what would be done, as ip and nft lines, and do nothing
@@ -99,7 +99,7 @@ pub struct Attend {
 pub enum Exit {
     /// The exit is there: route its jails through it
     Up(ExitArgs),
-    /// The exit goes: its jails are closed until it is back
+    /// The exit goes, or went: bring the walls of its jails up to date
     Down(ExitArgs),
 }
 

@@ -147,7 +147,7 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
         Some(_) => findings.add(
             Verdict::Error,
             &what,
-            "its wall is not what was written: another program changed it; `tunjail up` mends it",
+            "its wall is not what was written, or the configuration was edited since; `tunjail up` makes it what the configuration says",
         ),
     }
 }

@@ -26,7 +26,12 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
     }
     if args.dry_run {
         for name in &names {
-            print!("{}", plan::lines(&wall::plan_to_take_down(&mut host, &store, name, jail(name))?, ""));
+            match leave::living(&mut host, &store, name)? {
+                0 => print!("{}", plan::lines(&wall::plan_to_take_down(&mut host, &store, name, jail(name))?, "")),
+                living => {
+                    println!("# jail {name} still holds {living} container(s): its wall goes with the last of them")
+                }
+            }
         }
         return Ok(ExitCode::SUCCESS);
     }

@@ -46,7 +46,13 @@ pub fn leave(id: &ContainerId) -> Result<()> {
 pub fn plan_to_leave(id: &ContainerId) -> Result<String> {
     let store = Store::open();
     let Some(member) = store.member_of(id)? else {
-        return Ok(format!("# container {id} is in no jail: nothing to do\n"));
+        return Ok(match store.late_of(id)? {
+            Some(late) => {
+                plan::lines(&[Change::DeleteElements(shut_elements(&late))], "")
+                    + &format!("# container {id} is forgotten, which waits for its address or was refused\n")
+            }
+            None => format!("# container {id} is in no jail: nothing to do\n"),
+        });
     };
     if member.containers.len() > 1 {
         return Ok(format!("# other containers share the network namespace of {id}: nothing to do but forget it\n"));
@@ -151,7 +157,7 @@ pub(super) fn wall_goes_with_its_last_member(host: &mut Kernel, store: &LockedSt
 /// Looks for one living member and removes the dead that stand before it: a member whose poststop never came must not
 /// keep the wall for ever.
 fn nobody_is_left(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<bool> {
-    if store.lates()?.iter().any(|late| late.needs_wall_of(jail) && late.is_alive()) {
+    if waiting(store, jail)? > 0 {
         return Ok(false);
     }
     for member in store.each_member(jail)? {
@@ -162,6 +168,19 @@ fn nobody_is_left(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Re
         remove(host, store, &member)?;
     }
     Ok(true)
+}
+
+/// How many members live, and containers that the wall stands for until their address is there.
+pub fn living(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<usize> {
+    let mut living = waiting(store, jail)?;
+    for member in store.each_member(jail)? {
+        living += usize::from(is_alive(host, &member?)?);
+    }
+    Ok(living)
+}
+
+fn waiting(store: &Store, jail: &JailName) -> Result<usize> {
+    Ok(store.lates()?.iter().filter(|late| late.needs_wall_of(jail) && late.is_alive()).count())
 }
 
 /// What a sweep found in one jail.
@@ -184,7 +203,7 @@ pub fn sweep(host: &mut Kernel, store: &LockedStore, jail: &JailName) -> Result<
             swept.dead += 1;
         }
     }
-    swept.living += store.lates()?.iter().filter(|late| late.needs_wall_of(jail) && late.is_alive()).count();
+    swept.living += waiting(store, jail)?;
     Ok(swept)
 }
 

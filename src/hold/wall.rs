@@ -11,7 +11,7 @@ use crate::model::conflict;
 use crate::model::desired::{self, Wall};
 use crate::model::facts::{ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
 use crate::model::names::{IfName, JailName};
-use crate::model::objects::{Element, TableId};
+use crate::model::objects::{Element, Route, TableId, Target};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
 use crate::model::verify;
@@ -42,9 +42,13 @@ impl Survey {
     /// Nothing was taken from it by others, but its surroundings changed since it was written: an exit or the bridge
     /// came, and has no route yet. Nothing leaks; something does not pass.
     pub fn is_behind(&self) -> bool {
+        let is_there = |route: &Route| self.observed.routes.contains(route);
+        // A route by a device goes with the device; the others go only when somebody takes them.
+        let may_lack = |route: &Route| matches!(route.target, Target::Dev { .. });
         self.tables_intact
             && self.observed.rules == self.desired.rules
             && self.observed.routes.iter().all(|route| self.desired.routes.contains(route))
+            && self.desired.routes.iter().all(|route| is_there(route) || may_lack(route))
     }
 
     /// Interface indexes that a packet of the jail may leave by.

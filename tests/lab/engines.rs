@@ -91,7 +91,7 @@ fn state(lab: &Lab) -> (String, String) {
 /// Docker 28: a network next to the jail's, before the start and after it, is no way out.
 #[rstest]
 #[case::device(&["--device", "tunjail.io/jail=vpn"])]
-#[case::runtime(&["--runtime", "tunjail"])]
+#[case::runtime(&["--runtime", "tunjail-vpn"])]
 fn a_second_network_of_docker_28_stays_shut(#[case] options: &[&str]) {
     let lab = Lab::new();
     let guest = Guest::new(&lab, Release::Sid);
@@ -143,7 +143,7 @@ fn a_restart_policy_brings_a_member_back(#[case] release: Release) {
     lab.is_of(&guest);
     lab.configure(STRICT_JAIL);
     let docker = docker(&lab, &guest);
-    let mut member = docker.run("m1", &["--runtime", "tunjail", "--restart", "always"]);
+    let mut member = docker.run("m1", &["--runtime", "tunjail-vpn", "--restart", "always"]);
     let pid = || docker.call(&["inspect", "--format", "{{.State.Pid}}", "m1"]).ok().trim().to_owned();
     for _ in 0..3 {
         let before = pid();

@@ -2,6 +2,7 @@
 //! after is compared byte for byte: ip rules, all routing tables, the nft ruleset, /run/tunjail, rt_tables.d.
 
 pub mod crash;
+mod damage;
 mod dry_run;
 mod identity;
 

@@ -27,7 +27,7 @@ pub struct ByDocker {
 /// Docker with the runtime of the file, one that names no jail, and one that names a jail that does not exist.
 pub fn docker(lab: &Lab, guest: &Guest) -> Docker {
     let mut runtimes = parse(DOCKER_DAEMON)["runtimes"].clone();
-    let path = runtimes["tunjail"]["path"].clone();
+    let path = runtimes["tunjail-vpn"]["path"].clone();
     runtimes["by-subnet"] = json!({"path": path});
     runtimes["unknown"] = json!({"path": path, "runtimeArgs": ["--jail", "nope"]});
     offer_devices(lab);
@@ -67,7 +67,7 @@ impl Wired for ByDocker {
         let container = match way {
             Way::Cdi => self.docker.try_run(name, &[&["--device", &device(jail)], caps].concat()),
             Way::WrapperJail => {
-                self.docker.try_run(name, &["--runtime", if jail == "vpn" { "tunjail" } else { "unknown" }])
+                self.docker.try_run(name, &["--runtime", if jail == "vpn" { "tunjail-vpn" } else { "unknown" }])
             }
             Way::WrapperAnnotation => self.docker.try_run(name, &["--runtime", "by-subnet", "--annotation", &note]),
             Way::WrapperSubnet => self.docker.try_run(name, &["--runtime", "by-subnet"]),
