@@ -1,6 +1,7 @@
 //! Podman with netavark, its storage and networks inside the lab.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use super::{Container, Restartable};
 use crate::bridge::{BRIDGE, GATEWAY4, GATEWAY6, SUBNET4, SUBNET6};
@@ -143,9 +144,19 @@ impl Container for PodmanContainer<'_> {
         self.podman.call(&["stop", "-t", "0", &self.name]).ok();
     }
 
+    /// Podman 4.3 and its own clean-up of a container that ended sometimes meet, jailed or not, and one finds the other's
+    /// mount still there: then it is asked again, as its users do.
     #[track_caller]
     fn remove(&mut self) {
-        self.podman.call(&["rm", "--force", "-t", "0", &self.name]).ok();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let out = self.podman.call(&["rm", "--force", "--ignore", "-t", "0", &self.name]).out();
+            if out.code == 0 {
+                return;
+            }
+            let busy = out.stderr.contains("device or resource busy");
+            assert!(busy && Instant::now() < deadline, "podman rm {}: {out:?}", self.name);
+        }
     }
 }
 

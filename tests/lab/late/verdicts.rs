@@ -111,8 +111,8 @@ fn a_second_network_is_shut_on_the_host_too() {
     assert_eq!(arrived(&|| raw("5")), 5, "the control: raw frames arrive by the second network");
 
     yard.lock_late("c1", &late, &["--jail", "vpn"]);
-    address(&late.netns, 2);
     late.netns.sh("ip addr add 172.30.0.2/16 dev eth1");
+    address(&late.netns, 2);
     let why = yard.wait_state("c1", "refused");
     assert!(why.contains("172.30.0.2") && why.contains("attach the container to the jail's network alone"), "{why}");
     assert_eq!(late.netns.lock(), Lock::Closed);
