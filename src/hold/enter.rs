@@ -298,7 +298,7 @@ fn its_last_run_is_over(
         forget_late(host, store, last, id)?;
     }
     match store.member_of(id)?.filter(|last| elsewhere(last) && !is_alive(&last.containers)) {
-        Some(last) => take_off(host, store, last, id, true),
+        Some(last) => take_off(host, store, last, id),
         None => Ok(()),
     }
 }
@@ -401,7 +401,7 @@ fn taken_back(
     error: anyhow::Error,
 ) -> anyhow::Error {
     let taken = match store.member(&jail.name, netns) {
-        Ok(Some(member)) => take_off(&mut host, &store, member, id, true),
+        Ok(Some(member)) => take_off(&mut host, &store, member, id),
         Ok(None) => wall_goes_with_its_last_member(&mut host, &store, &jail.name),
         Err(error) => Err(error.into()),
     };

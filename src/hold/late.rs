@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::enter::{held_by, hold};
-use super::leave::{forget_late, shut_elements, take_off, walls_go_with_their_last_members};
+use super::leave::{forget_late, remove, shut_elements, walls_go_with_their_last_members};
 use super::sight::Sight;
 use super::{Kernel, attend, wall};
 use crate::config::Config;
@@ -192,11 +192,7 @@ pub(super) fn refuse(
     if let Some(jail) = late.jail.clone() {
         // What a failed admission put on the host, or an earlier one.
         if let Some(member) = store.member(&jail, late.netns)? {
-            for container in member.containers.clone() {
-                if let Some(member) = store.member(&jail, late.netns)? {
-                    take_off(host, store, member, &container.id, false)?;
-                }
-            }
+            remove(host, store, &member)?;
         }
         let mut ports: Vec<u32> = sight.ports(host)?.values().map(|port| port.index).collect();
         ports.sort_unstable();

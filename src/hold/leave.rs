@@ -36,7 +36,7 @@ pub fn leave(id: &ContainerId) -> Result<()> {
         forget_late(&mut host, &store, late, id)?;
     }
     if let Some(member) = member {
-        take_off(&mut host, &store, member, id, true)?;
+        take_off(&mut host, &store, member, id)?;
     }
     sweep_if_due(&mut host, &store)?;
     Ok(store.tidy()?)
@@ -81,14 +81,12 @@ fn still_runs(containers: &[ContainerRecord], id: &ContainerId) -> bool {
     false
 }
 
-/// Takes one container off a member, the member off its jail with its last container, and, unless the container is
-/// about to be judged anew, the wall with its last member.
+/// Takes one container off a member, the member off its jail with its last container, the wall with its last member.
 pub(super) fn take_off(
     host: &mut Kernel,
     store: &LockedStore,
     mut member: MemberRecord,
     id: &ContainerId,
-    and_the_wall: bool,
 ) -> Result<()> {
     let (gone, rest): (Vec<_>, Vec<_>) = member.containers.iter().cloned().partition(|container| container.id == *id);
     if !rest.is_empty() {
@@ -98,10 +96,7 @@ pub(super) fn take_off(
         return Ok(store.put_member(&member, &desired.membership)?);
     }
     remove(host, store, &member)?;
-    match and_the_wall {
-        true => wall_goes_with_its_last_member(host, store, &member.jail),
-        false => Ok(()),
-    }
+    wall_goes_with_its_last_member(host, store, &member.jail)
 }
 
 /// Takes one container off those that wait for an address, what shuts their ports with the last of them, and the walls
@@ -138,7 +133,7 @@ pub(super) fn walls_go_with_their_last_members(host: &mut Kernel, store: &Locked
 }
 
 /// Removes a member's elements and record. Elements that a later member claims are left to that one.
-fn remove(host: &mut Kernel, store: &LockedStore, member: &MemberRecord) -> Result<()> {
+pub(super) fn remove(host: &mut Kernel, store: &LockedStore, member: &MemberRecord) -> Result<()> {
     let desired = desired::member(&member.jail, &member.interfaces);
     let mut elements = desired.guard;
     elements.extend(store.still_claimed(member, &desired.membership));
