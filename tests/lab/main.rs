@@ -57,4 +57,5 @@ mod matrix;
 mod refusals;
 mod runtime;
 mod teardown;
+mod traffic;
 mod works;
