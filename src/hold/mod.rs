@@ -46,7 +46,9 @@ impl Kernel {
             Change::DeleteRule(rule) => self.rtnl.delete_rule(rule)?,
             Change::AddElements(elements) => nftables::add_elements(&mut self.nfnl, elements)?,
             Change::DeleteElements(elements) => nftables::delete_elements(&mut self.nfnl, elements)?,
-            Change::CloseLock | Change::OpenLock(_) => anyhow::bail!("the lock is not on the host"),
+            Change::CloseLock | Change::Steer(_) | Change::OpenLock(_) => {
+                anyhow::bail!("a member's namespace is not the host's")
+            }
         }
         Ok(())
     }

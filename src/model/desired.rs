@@ -1,14 +1,15 @@
 //! What the kernel should hold for a jail and its members. Pure: the same input gives the same output, always.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::admit::Confirmed;
 use super::facts::{ExitFacts, Surroundings};
 use super::names::{IfName, JailName};
 use super::objects::{
-    Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId, Target,
+    ENGINES_RESOLVER, Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId,
+    Target,
 };
-use super::policy::Jail;
+use super::policy::{Dns, Jail};
 use super::ruleset;
 
 /// A jail's wall: both layers, and the guard that its members' elements go into.
@@ -192,6 +193,36 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
             key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
         })
         .collect()
+}
+
+/// How a member's own namespace leads questions to the engine's resolver elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steering {
+    /// One of the jail's servers; on the host, every question is dealt to one of them anyway.
+    pub server: Ipv4Addr,
+    /// The member's own address, which asks instead of 127.0.0.1: what comes from there leaves no interface but `lo`.
+    pub source: Ipv4Addr,
+}
+
+/// The engine's resolver as the jail wants it in a member's namespace: elements that open it in the lock, and what leads
+/// its questions elsewhere. With neither, the lock refuses it.
+pub fn resolver(dns: &Dns, interfaces: &[Confirmed]) -> (Vec<Element>, Option<Steering>) {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    };
+    match dns {
+        Dns::Block => (Vec::new(), None),
+        Dns::Engine => {
+            let key = vec![Part::Address(ENGINES_RESOLVER.into())];
+            (vec![Element { table: TableId::lock(), set: Set::Resolvers, key }], None)
+        }
+        Dns::Servers(servers) => {
+            let server = servers.iter().find_map(v4);
+            let source = interfaces.iter().flat_map(|interface| &interface.addresses).find_map(v4);
+            (Vec::new(), server.zip(source).map(|(server, source)| Steering { server, source }))
+        }
+    }
 }
 
 /// The confirmed addresses, the link-local ones that were seen, and the one that the kernel will make of the MAC when
