@@ -140,12 +140,12 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
             IpAddr::V6(_) => Set::Own6,
         };
         let key = vec![port.clone(), mac.clone(), Part::Address(address)];
-        elements.push(Element { table: table.clone(), set, key });
+        elements.push(Element { table: table.clone(), set, key, value: vec![] });
         if let IpAddr::V6(address) = address
             && !address.is_unspecified()
         {
             let key = vec![port.clone(), mac.clone(), Part::Raw(address)];
-            elements.push(Element { table: table.clone(), set: Set::Target6, key });
+            elements.push(Element { table: table.clone(), set: Set::Target6, key, value: vec![] });
         }
     }
     elements
@@ -162,6 +162,7 @@ fn is_judged(jail: &JailName, port: u32) -> [Element; 2] {
         table,
         set: Set::Ports,
         key: vec![Part::Index(port)],
+        value: vec![],
     })
 }
 
@@ -176,6 +177,7 @@ fn membership(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Members6,
             },
             key: vec![Part::Mac(interface.mac), Part::Address(*address)],
+            value: vec![],
         })
         .collect()
 }
@@ -190,6 +192,7 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Out6,
             },
             key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+            value: vec![],
         })
         .collect()
 }
