@@ -49,6 +49,7 @@ mod chaos;
 mod closed;
 mod containerd;
 mod engines;
+mod forward;
 mod hostile;
 mod infra;
 mod install;
