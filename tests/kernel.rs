@@ -24,7 +24,7 @@ fn run(program: &str, arguments: &str) -> String {
 
 fn out4(address: &str) -> Element {
     let key = vec![Part::Name("eth0".parse().unwrap()), Part::Address(address.parse().unwrap())];
-    Element { table: TableId::lock(), set: Set::Out4, key }
+    Element { table: TableId::lock(), set: Set::Out4, key, value: Vec::new() }
 }
 
 #[test]

@@ -54,6 +54,7 @@ mod closed;
 mod containerd;
 mod engines;
 mod exits;
+mod forward;
 mod hostile;
 mod infra;
 mod install;
