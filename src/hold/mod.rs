@@ -8,9 +8,11 @@
 //! - [`enter`]: a container, held from before its first instruction
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
+//! - [`forward`]: which ports of the exit lead to it meanwhile
 
 pub mod attend;
 pub mod enter;
+pub mod forward;
 pub mod late;
 pub mod leave;
 mod sight;
@@ -48,7 +50,9 @@ impl Kernel {
             Change::DeleteRule(rule) => self.rtnl.delete_rule(rule)?,
             Change::AddElements(elements) => nftables::add_elements(&mut self.nfnl, elements)?,
             Change::DeleteElements(elements) => nftables::delete_elements(&mut self.nfnl, elements)?,
-            Change::CloseLock | Change::OpenLock(_) => anyhow::bail!("the lock is not on the host"),
+            Change::CloseLock | Change::Steer(_) | Change::OpenLock(_) => {
+                anyhow::bail!("a member's namespace is not the host's")
+            }
         }
         Ok(())
     }

@@ -244,13 +244,14 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
+        elements.extend(member.forward_elements());
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));
     }
     // Two records may claim one address; a set holds it once.
     elements.sort();
-    elements.dedup();
+    elements.dedup_by(|a, b| (&a.table, a.set, &a.key) == (&b.table, b.set, &b.key));
     Ok(elements)
 }
 

@@ -1,14 +1,15 @@
 //! What the kernel should hold for a jail and its members. Pure: the same input gives the same output, always.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::admit::Confirmed;
 use super::facts::{ExitFacts, Surroundings};
 use super::names::{IfName, JailName};
 use super::objects::{
-    Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId, Target,
+    ENGINES_RESOLVER, Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId,
+    Target,
 };
-use super::policy::{Jail, Routes};
+use super::policy::{Dns, Jail, Routes};
 use super::ruleset;
 
 /// A jail's wall: both layers, and the guard that its members' elements go into.
@@ -171,12 +172,12 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
             IpAddr::V6(_) => Set::Own6,
         };
         let key = vec![port.clone(), mac.clone(), Part::Address(address)];
-        elements.push(Element { table: table.clone(), set, key });
+        elements.push(Element { table: table.clone(), set, key, value: vec![] });
         if let IpAddr::V6(address) = address
             && !address.is_unspecified()
         {
             let key = vec![port.clone(), mac.clone(), Part::Raw(address)];
-            elements.push(Element { table: table.clone(), set: Set::Target6, key });
+            elements.push(Element { table: table.clone(), set: Set::Target6, key, value: vec![] });
         }
     }
     elements
@@ -193,6 +194,7 @@ fn is_judged(jail: &JailName, port: u32) -> [Element; 2] {
         table,
         set: Set::Ports,
         key: vec![Part::Index(port)],
+        value: vec![],
     })
 }
 
@@ -207,6 +209,7 @@ fn membership(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Members6,
             },
             key: vec![Part::Mac(interface.mac), Part::Address(*address)],
+            value: vec![],
         })
         .collect()
 }
@@ -221,8 +224,39 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Out6,
             },
             key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+            value: vec![],
         })
         .collect()
+}
+
+/// How a member's own namespace leads questions to the engine's resolver elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steering {
+    /// One of the jail's servers; on the host, every question is dealt to one of them anyway.
+    pub server: Ipv4Addr,
+    /// The member's own address, which asks instead of 127.0.0.1: what comes from there leaves no interface but `lo`.
+    pub source: Ipv4Addr,
+}
+
+/// The engine's resolver as the jail wants it in a member's namespace: elements that open it in the lock, and what leads
+/// its questions elsewhere. With neither, the lock refuses it.
+pub fn resolver(dns: &Dns, interfaces: &[Confirmed]) -> (Vec<Element>, Option<Steering>) {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    };
+    match dns {
+        Dns::Block => (Vec::new(), None),
+        Dns::Engine => {
+            let key = vec![Part::Address(ENGINES_RESOLVER.into())];
+            (vec![Element { table: TableId::lock(), set: Set::Resolvers, key, value: vec![] }], None)
+        }
+        Dns::Servers(servers) => {
+            let server = servers.iter().find_map(v4);
+            let source = interfaces.iter().flat_map(|interface| &interface.addresses).find_map(v4);
+            (Vec::new(), server.zip(source).map(|(server, source)| Steering { server, source }))
+        }
+    }
 }
 
 /// The confirmed addresses, the link-local ones that were seen, and the one that the kernel will make of the MAC when

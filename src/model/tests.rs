@@ -8,7 +8,7 @@ use insta::assert_snapshot;
 
 use super::admit::{self, Confirmed, Refusal};
 use super::conflict;
-use super::desired;
+use super::desired::{self, Steering};
 use super::facts::{
     Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, Surroundings, Tables, WallFacts,
 };
@@ -103,6 +103,51 @@ fn a_member() {
         .map(|element| format!("{element}\n"))
         .collect();
     assert_snapshot!(text);
+}
+
+/// The part of the wall's table that says who answers names and which ports of the host are open.
+fn rules_with(body: &str, words: &[&str]) -> String {
+    let wall = desired::wall(&jail(body), 7400, &surroundings(vec![exit(5, "tun0", true, true)]));
+    let is_of = |line: &&str| words.iter().any(|word| line.contains(word));
+    wall.ruleset.text().lines().filter(is_of).map(|line| format!("{}\n", line.trim())).collect()
+}
+
+#[test]
+fn servers_answer_every_question() {
+    let one = rules_with("exit = \"tun0\"\ndns = [\"192.0.2.53\"]", &["dns", "dport 53", "fib daddr type"]);
+    let more = "exit = \"tun0\"\ndns = [\"192.0.2.53\", \"2001:db8::53\", \"192.0.2.54\"]";
+    assert_snapshot!(format!("{one}\n{}", rules_with(more, &["dnat", "reject_now"])));
+}
+
+#[test]
+fn the_host_is_closed_but_for_what_is_named() {
+    let named = "exit = \"tun0\"\nhost = [\"udp/123\", \"tcp/8000\"]";
+    let engine = "exit = \"tun0\"\ndns = \"engine\"\nenrolled_only = true";
+    let words = ["123", "8000", "dport 53", "rejected_host goto"];
+    assert_snapshot!(format!("{}\n{}", rules_with(named, &words), rules_with(engine, &words)));
+}
+
+#[test]
+fn the_engines_resolver_is_refused_or_steered_or_free() {
+    let resolver = |body: &str, interfaces: &[Confirmed]| {
+        let (elements, steering) = desired::resolver(&jail(&format!("exit = \"tun0\"\n{body}")).dns, interfaces);
+        let elements: Vec<String> = elements.iter().map(ToString::to_string).collect();
+        (elements, steering)
+    };
+    let nothing = (vec![], None);
+    assert_eq!(resolver("", &[member()]), nothing);
+    assert_eq!(
+        resolver("dns = \"engine\"", &[member()]),
+        (vec!["inet tunjail resolvers { 127.0.0.11 }".to_owned()], None)
+    );
+    let servers = "dns = [\"2001:db8::53\", \"192.0.2.53\", \"192.0.2.54\"]";
+    let steering = Steering { server: "192.0.2.53".parse().unwrap(), source: "172.18.0.2".parse().unwrap() };
+    assert_eq!(resolver(servers, &[member()]), (vec![], Some(steering)));
+    // Nothing of IPv4 to ask, or to ask as.
+    assert_eq!(resolver("dns = [\"2001:db8::53\"]", &[member()]), nothing);
+    let v6_only = Confirmed { addresses: vec!["fd00:18::2".parse().unwrap()], ..member() };
+    assert_eq!(resolver(servers, &[v6_only]), nothing);
+    assert_snapshot!(plan::Change::Steer(steering).lines("/proc/7/ns/net"));
 }
 
 #[test]

@@ -138,7 +138,10 @@ impl Lab {
     pub fn leaked_flows(&self) -> String {
         let list = |set| Cmd::new("nft", &["list", "set", "netdev", "leaks", set]).within(&self.router).ok();
         let text = list("seen4") + &list("seen6");
-        text.lines().filter(|line| line.contains(" . ") && !line.contains("typeof")).collect::<Vec<_>>().join("\n")
+        text.lines()
+            .filter(|line| line.contains(" . ") && !line.trim_start().starts_with("type"))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Waits until the uplink has been quiet for a while: nothing is under way any more.
