@@ -96,7 +96,8 @@ fn where_others_route_only_the_end_of_the_table_is_tunjails() {
     traffic.end(&member);
     let check = lab.tunjail(&["check"]);
     assert!(check.code == 1 && check.stdout.contains("routing table 100 leads out by eth0"), "{check:?}");
-    let refused = Oci::try_run(lab, "runc", "m2", &jailed(&second)).err().expect("held, though the way leads elsewhere");
+    let refused =
+        Oci::try_run(lab, "runc", "m2", &jailed(&second)).err().expect("held, though the way leads elsewhere");
     assert!(refused.stderr.contains("leads out by eth0, which is none of its exits (eth1)"), "{refused:?}");
     lab.sh(&format!(
         "ip route replace default via {GATEWAY4} dev {NIC} table {TABLE}
