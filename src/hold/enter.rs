@@ -255,6 +255,7 @@ pub(super) fn hold(
         bail!(Mismatch::ElementMissing(missing.clone()));
     }
     the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
+    forward::callers_begin_anew(host, &survey.exits(), &forward::gained(before.as_ref(), &member));
 
     let opened = open_lock(&mut inside.nfnl, made, &desired.lock).and_then(|lock| {
         member.lock = Some(lock);

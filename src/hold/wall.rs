@@ -4,8 +4,8 @@ use std::hash::{DefaultHasher, Hasher};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::Kernel;
 use super::leave::shut_elements;
+use super::{Kernel, forward};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -145,6 +145,9 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
     }
     for step in &steps {
         host.apply(step)?;
+    }
+    if !survey.tables_intact {
+        forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
     }
     let observed = look(host, &jail.name, table)?;
     record.loaded = match survey.tables_intact {
