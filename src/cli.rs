@@ -35,6 +35,8 @@ pub enum Command {
     /// Tell that an exit came or went (from OpenVPN's up and down, or by hand)
     #[command(subcommand)]
     Exit(Exit),
+    /// Keep the walls that stand as they should be: follow the exits, put back what others wipe (for systemd)
+    Watch(Watch),
     /// Lead ports of the exit to a member while it runs, or show which ones lead where
     #[command(subcommand)]
     Forward(Forward),
@@ -152,6 +154,16 @@ pub struct ForwardRemove {
     /// Print what would be done, as nft lines, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Print what would be done now, as ip and nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Tell of it as JSON, a line each, on stdout
+    #[arg(long, conflicts_with = "dry_run")]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use tunjail::kernel::nfnetlink::Nfnl;
 use tunjail::kernel::nftables;
 use tunjail::kernel::rtnetlink::Rtnl;
-use tunjail::model::objects::{Element, Part, Route, Rule, Selector, Set, TableId, Target};
+use tunjail::model::objects::{ENGINES_RESOLVER, Element, Part, Route, Rule, Selector, Set, TableId, Target};
 use tunjail::model::plan;
 
 fn fresh_namespace() {
@@ -43,6 +43,32 @@ fn the_lock_is_what_its_text_says() {
     nftables::add_elements(&mut nfnl, &[out4("172.18.0.2")]).unwrap();
     nftables::close_lock(&mut nfnl).unwrap();
     assert_eq!(run("nft", "list ruleset"), plan::lock_text());
+}
+
+#[test]
+fn the_steering_is_what_its_text_says() {
+    fresh_namespace();
+    run("ip", "link set lo up");
+    run("ip", "addr add 172.18.0.2/16 dev lo");
+    let server = "192.0.2.53".parse().unwrap();
+    let text = plan::steering_text(server);
+    let mut nfnl = Nfnl::open().unwrap();
+    // The second time in the place of the first.
+    for other in ["192.0.2.54".parse().unwrap(), server] {
+        nftables::steer(&mut nfnl, other).unwrap();
+    }
+    assert_eq!(run("nft", "list ruleset"), text);
+    run("nft", "flush ruleset");
+    nftables::load(&text).unwrap();
+    assert_eq!(run("nft", "list ruleset"), text);
+
+    let mut rtnl = Rtnl::open().unwrap();
+    for _ in 0..2 {
+        rtnl.loop_back_as(ENGINES_RESOLVER, "172.18.0.2".parse().unwrap()).unwrap();
+    }
+    let route = run("ip", "route get 127.0.0.11");
+    assert!(route.contains("local 127.0.0.11 dev lo") && route.contains("src 172.18.0.2"), "{route}");
+    assert!(rtnl.loop_back_as(ENGINES_RESOLVER, "192.0.2.1".parse().unwrap()).is_err(), "no address of this host");
 }
 
 #[test]

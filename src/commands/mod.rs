@@ -11,6 +11,7 @@ mod runtime;
 mod status;
 mod sweep;
 mod up;
+mod watch;
 
 use std::ffi::OsString;
 use std::io;
@@ -45,6 +46,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Up(args) => up::run(config, &args),
         Command::Down(args) => down::run(config, &args),
         Command::Exit(args) => exit::run(config, args),
+        Command::Watch(args) => watch::run(config, &args),
         Command::Forward(args) => forward::run(config, args),
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),

@@ -16,10 +16,10 @@ use crate::kernel::nftables;
 use crate::kernel::process::Process;
 use crate::model;
 use crate::model::admit::{self, Confirmed, Refusal};
-use crate::model::desired;
+use crate::model::desired::{self, Steering};
 use crate::model::facts::{FibAnswer, Fingerprint, NetnsId};
 use crate::model::names::{ContainerId, JailName};
-use crate::model::objects::{Element, TableId};
+use crate::model::objects::{ENGINES_RESOLVER, Element, TableId};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
 use crate::model::verify::{self, Mismatch};
@@ -100,12 +100,14 @@ pub fn plan_to_enter(config: &Config, created: &Created, named: Option<&JailName
     if let (Candidate::Now { jail, .. }, Some(survey)) = (&candidate, surveys.first()) {
         let interfaces = sight.confirm(&mut host, jail, survey.bridge.as_ref())?;
         let desired = desired::member(&jail.name, &interfaces);
+        let (resolver, steering) = desired::resolver(&jail.dns, &interfaces);
         let newcomer = newcomer(created, sight);
         let before = store.member(&jail.name, sight.netns.id)?;
         let member = member_with(jail, sight.netns.id, before.as_ref(), interfaces, vec![newcomer]);
         forward::takeable(&store, config, &member)?;
         steps.push(Change::AddElements([desired.guard, desired.membership, member.forward_elements()].concat()));
-        steps.push(Change::OpenLock(desired.lock));
+        steps.extend(steering.map(Change::Steer));
+        steps.push(Change::OpenLock([desired.lock, resolver].concat()));
     }
     let mut text = plan::lines(&steps, &sight.netns.path().to_string_lossy());
     if matches!(candidate, Candidate::Late { .. }) {
@@ -257,7 +259,13 @@ pub(super) fn hold(
     the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
     forward::callers_begin_anew(host, &survey.exits(), &forward::gained(before.as_ref(), &member));
 
-    let opened = open_lock(&mut inside.nfnl, made, &desired.lock).and_then(|lock| {
+    let (resolver, steering) = desired::resolver(&jail.dns, &member.interfaces);
+    let steered = match steering {
+        Some(steering) => steer(inside, steering, open.is_some()),
+        None => Ok(()),
+    };
+    let opened = steered.and_then(|()| open_lock(&mut inside.nfnl, made, &[desired.lock, resolver].concat()));
+    let opened = opened.and_then(|lock| {
         member.lock = Some(lock);
         member.state = MemberState::Held;
         Ok(store.update_member(&member)?)
@@ -355,6 +363,16 @@ fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), Kernel
         Some(made) if nftables::fingerprint(inside, &TableId::lock())? == Some(made) => Ok(()),
         _ => nftables::close_lock(inside),
     }
+}
+
+/// Leads questions to the engine's resolver elsewhere. With siblings behind the lock, what leads theirs stays: anew, it
+/// would lose those under way.
+fn steer(inside: &mut Kernel, steering: Steering, has_siblings: bool) -> Result<()> {
+    if has_siblings && nftables::fingerprint(&mut inside.nfnl, &TableId::steering())?.is_some() {
+        return Ok(());
+    }
+    inside.rtnl.loop_back_as(ENGINES_RESOLVER, steering.source)?;
+    Ok(nftables::steer(&mut inside.nfnl, steering.server)?)
 }
 
 /// Lets the confirmed addresses emit, and reads the lock back: its elements and, when it was `made` before, the rest.

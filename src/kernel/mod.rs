@@ -7,7 +7,7 @@
 //! - [`nftables`]: fingerprints, set elements, the lock; and `nft` for the wall
 //! - [`conntrack`]: what is remembered of where packets went, forgotten
 //! - [`process`]: whether a pid is still the process it was
-//! - [`watch`]: waiting for a network namespace to change
+//! - [`watch`], [`signals`]: waiting for a network namespace to change, and for what a service is told
 
 pub mod conntrack;
 pub mod netlink;
@@ -16,6 +16,7 @@ pub mod nfnetlink;
 pub mod nftables;
 pub mod process;
 pub mod rtnetlink;
+pub mod signals;
 pub mod watch;
 
 use std::io;

@@ -57,6 +57,9 @@ impl Family {
     }
 }
 
+/// Where Docker's resolver listens in a container's network namespace (libnetwork's `resolverIPSandbox`).
+pub const ENGINES_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+
 /// What an ip rule of tunjail matches.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
@@ -231,6 +234,11 @@ impl TableId {
     pub fn lock() -> Self {
         Self { family: TableFamily::Inet, name: "tunjail".to_owned() }
     }
+
+    /// What leads questions for names away from the engine's resolver, inside a member's network namespace.
+    pub fn steering() -> Self {
+        Self { family: TableFamily::Inet, name: "tunjail_dns".to_owned() }
+    }
 }
 
 impl fmt::Display for TableId {
@@ -266,6 +274,8 @@ pub enum Set {
     Out4,
     /// lock: interface name and IPv6 that may emit.
     Out6,
+    /// lock: the engine's resolver, where it may be asked.
+    Resolvers,
 }
 
 impl Set {
@@ -283,6 +293,7 @@ impl Set {
             Self::Forwarded6 => "forwarded6",
             Self::Out4 => "out4",
             Self::Out6 => "out6",
+            Self::Resolvers => "resolvers",
         }
     }
 }

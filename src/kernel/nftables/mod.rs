@@ -4,8 +4,10 @@
 //! by the first member, from text that an administrator can read.
 
 mod counters;
+mod expression;
 mod lock;
 mod nft;
+mod steering;
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
@@ -20,6 +22,7 @@ use nix::libc;
 pub use self::counters::{Counter, counters, elements};
 pub use self::lock::close as close_lock;
 pub use self::nft::{check, find as find_nft, load};
+pub use self::steering::steer;
 use super::KernelError;
 use super::nfnetlink::{Answer, Nfnl, Request, values};
 use crate::model::facts::Fingerprint;
