@@ -34,6 +34,8 @@ pub enum Command {
     /// Tell that an exit came or went (from OpenVPN's up and down, or by hand)
     #[command(subcommand)]
     Exit(Exit),
+    /// Keep the walls that stand as they should be: follow the exits, put back what others wipe (for systemd)
+    Watch(Watch),
     /// Show walls, exits, members and counters
     Status(Show),
     /// Check configuration, kernel, nft, exits and hooks before anything depends on them
@@ -114,6 +116,16 @@ pub struct ExitArgs {
     /// What OpenVPN appends to its scripts' command lines; not used
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub appended: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Print what would be done now, as ip and nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Tell of it as JSON, a line each, on stdout
+    #[arg(long, conflicts_with = "dry_run")]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

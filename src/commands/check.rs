@@ -171,6 +171,13 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
                 what,
                 format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
             ),
+            Some(exit) if !exit.link.carrier => findings.add(
+                Verdict::Warning,
+                what,
+                format!(
+                    "exit {name} is up but has no carrier; what is sent into it is lost, unless another exit has one"
+                ),
+            ),
             Some(exit) => {
                 let family = |there: bool| if there { "by it" } else { "unreachable" };
                 findings.add(

@@ -50,6 +50,7 @@ struct ExitReport {
     name: String,
     present: bool,
     up: bool,
+    carrier: bool,
     v4: bool,
     v6: bool,
 }
@@ -140,6 +141,7 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailRepo
                 name: name.to_string(),
                 present: facts.is_some(),
                 up: facts.is_some_and(|exit| exit.link.up),
+                carrier: facts.is_some_and(|exit| exit.link.carrier),
                 v4: facts.is_some_and(|exit| exit.v4),
                 v6: facts.is_some_and(|exit| exit.v6),
             }
@@ -272,7 +274,10 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
         let state = match (exit.present, exit.up) {
             (false, _) => "missing: nothing leaves".to_owned(),
             (true, false) => "down: nothing leaves".to_owned(),
-            (true, true) => format!("up, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6)),
+            (true, true) => {
+                let wire = if exit.carrier { "" } else { " without a carrier" };
+                format!("up{wire}, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6))
+            }
         };
         writeln!(out, "  exit {}: {state}", exit.name)?;
     }

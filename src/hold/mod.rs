@@ -4,6 +4,7 @@
 //! the order that keeps every promise at every instruction, and takes it back when a step fails.
 //!
 //! - [`wall`]: a jail's wall, raised, kept standing, taken down
+//! - [`watch`]: keeps all walls standing, event by event
 //! - [`enter`]: a container, held from before its first instruction
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
@@ -14,6 +15,7 @@ pub mod late;
 pub mod leave;
 mod sight;
 pub mod wall;
+pub mod watch;
 
 use anyhow::Result;
 

@@ -6,7 +6,7 @@
 //! - [`nfnetlink`]: nf_tables' tongue: one batch, one transaction
 //! - [`nftables`]: fingerprints, set elements, the lock; and `nft` for the wall
 //! - [`process`]: whether a pid is still the process it was
-//! - [`watch`]: waiting for a network namespace to change
+//! - [`watch`], [`signals`]: waiting for a network namespace to change, and for what a service is told
 
 pub mod netlink;
 pub mod netns;
@@ -14,6 +14,7 @@ pub mod nfnetlink;
 pub mod nftables;
 pub mod process;
 pub mod rtnetlink;
+pub mod signals;
 pub mod watch;
 
 use std::io;

@@ -391,6 +391,7 @@ fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         mac: None,
         up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
         tunnel: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
         peer: None,
@@ -431,13 +432,13 @@ fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    let address = local.or_else(|| {
-        find(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    Some(Address { index: message.header.index, address, prefix_len: message.header.prefix_len })
+    let peer = find(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or(peer)?;
+    let peer = peer.unwrap_or(address);
+    Some(Address { index: message.header.index, address, peer, prefix_len: message.header.prefix_len })
 }
 
 fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {

@@ -9,7 +9,7 @@ use super::objects::{
     ENGINES_RESOLVER, Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId,
     Target,
 };
-use super::policy::{Dns, Jail};
+use super::policy::{Dns, Jail, Routes};
 use super::ruleset;
 
 /// A jail's wall: both layers, and the guard that its members' elements go into.
@@ -19,6 +19,8 @@ pub struct Wall {
     pub table: u32,
     pub rules: Vec<Rule>,
     pub routes: Vec<Route>,
+    /// Whose ways out its table holds: those of others are nobody's to judge there, or nobody's to be there.
+    pub ways_out: Routes,
     pub ruleset: ruleset::Ruleset,
 }
 
@@ -28,6 +30,7 @@ pub fn wall(jail: &Jail, table: u32, surroundings: &Surroundings) -> Wall {
         table,
         rules: every_packet_of_the_jail_asks_its_table(jail, table, surroundings),
         routes: routes(jail, surroundings),
+        ways_out: jail.routes,
         ruleset: ruleset::of(jail, surroundings.bridge.as_ref()),
     }
 }
@@ -44,8 +47,15 @@ fn every_packet_of_the_jail_asks_its_table(jail: &Jail, table: u32, surroundings
 fn routes(jail: &Jail, surroundings: &Surroundings) -> Vec<Route> {
     let mut routes = members_are_reached_by_the_bridge(jail, surroundings);
     routes.extend(allowed_nets_leave_by_the_hosts_own_route(jail));
-    for (place, exit) in surroundings.exits.iter().enumerate() {
-        routes.extend(everything_else_leaves_by_the_exit(jail, exit, place));
+    match jail.routes {
+        Routes::Own => {
+            routes.extend(
+                Family::BOTH
+                    .into_iter()
+                    .flat_map(|family| everything_else_leaves_by_an_exit(jail, &surroundings.exits, family)),
+            );
+        }
+        Routes::Foreign => {}
     }
     routes.extend(nothing_else_leaves());
     routes.sort();
@@ -75,30 +85,51 @@ fn allowed_nets_leave_by_the_hosts_own_route(jail: &Jail) -> Vec<Route> {
         .collect()
 }
 
-/// One default route for each family that the exit can carry. A further exit of the list is one metric worse, so the
-/// kernel itself falls back to it when the first exit's route goes with its interface.
-fn everything_else_leaves_by_the_exit(jail: &Jail, exit: &ExitFacts, place: usize) -> Vec<Route> {
-    if !exit.link.up {
-        return Vec::new();
-    }
-    let Ok(name) = exit.link.name.parse() else { return Vec::new() };
-    let metric = FIRST_EXIT_METRIC + u32::try_from(place).unwrap_or(u32::MAX - FIRST_EXIT_METRIC - 1);
-    Family::BOTH
-        .into_iter()
-        .filter(|family| match family {
-            Family::V4 => exit.v4,
-            Family::V6 => exit.v6,
+/// One default route for each exit that can carry the family, by its place in the list: when the first exit's route goes
+/// with its interface, the kernel itself falls back to the next one, in that instant.
+///
+/// An interface that is up without a carrier keeps its route, and loses what is sent into it. So it comes after every
+/// exit that has one.
+fn everything_else_leaves_by_an_exit(jail: &Jail, exits: &[ExitFacts], family: Family) -> Vec<Route> {
+    let ways: Vec<(usize, &ExitFacts, Target)> = jail
+        .exits
+        .iter()
+        .enumerate()
+        .filter_map(|(place, name)| {
+            let exit = exits.iter().find(|exit| exit.link.name == name.as_str())?;
+            Some((place, exit, way_out(jail, name, exit, family)?))
         })
-        .filter_map(|family| {
-            let gateway = jail.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family);
-            // Without a next hop, an Ethernet exit would ask by ARP for every address of the internet.
-            (gateway.is_some() || exit.link.tunnel).then(|| Route {
-                destination: family.everything(),
-                target: Target::Dev { name: IfName::clone(&name), gateway },
-                metric,
-            })
+        .collect();
+    let some_have_a_carrier = ways.iter().any(|(_, exit, _)| exit.link.carrier);
+    ways.into_iter()
+        .map(|(place, exit, target)| {
+            let place = match some_have_a_carrier && !exit.link.carrier {
+                true => jail.exits.len() + place,
+                false => place,
+            };
+            let metric = FIRST_EXIT_METRIC + u32::try_from(place).unwrap_or(u32::MAX - FIRST_EXIT_METRIC - 1);
+            Route { destination: family.everything(), target, metric }
         })
         .collect()
+}
+
+/// `None`: the exit cannot carry the family now.
+fn way_out(jail: &Jail, name: &IfName, exit: &ExitFacts, family: Family) -> Option<Target> {
+    if !exit.link.up || !exit.has(family) {
+        return None;
+    }
+    if exit.link.tunnel {
+        return Some(Target::Dev { name: name.clone(), gateway: None });
+    }
+    // Without a next hop, an Ethernet exit would ask by ARP for every address of the internet; the kernel takes none that
+    // is no neighbour.
+    let gateway = next_hop(jail, exit, family)?;
+    Some(Target::Dev { name: name.clone(), gateway: Some(gateway) })
+}
+
+/// The jail's next hop of this family for an exit that is no tunnel, if one of them is its neighbour.
+pub fn next_hop(jail: &Jail, exit: &ExitFacts, family: Family) -> Option<IpAddr> {
+    jail.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family && exit.reaches(*gateway))
 }
 
 fn nothing_else_leaves() -> Vec<Route> {

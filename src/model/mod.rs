@@ -1,7 +1,7 @@
 //! The pure half: what a jail means, what the kernel should hold for it, and how to get there.
 //!
 //! Nothing in here reads a file, a socket, a clock or the environment. That is what makes every decision of tunjail
-//! printable (`--dry-run`), snapshot-tested, and the same for `hook`, `up`, `exit` and `check`.
+//! printable (`--dry-run`), snapshot-tested, and the same for `hook`, `up`, `exit`, `watch` and `check`.
 //!
 //! - [`names`], [`policy`]: the words, checked once at the edge
 //! - [`objects`]: rules, routes and set elements, as the plan and the kernel both spell them

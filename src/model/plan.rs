@@ -10,6 +10,7 @@ use super::desired::{Steering, Wall};
 use super::facts::WallFacts;
 use super::names::JailName;
 use super::objects::{ENGINES_RESOLVER, Element, PROTOCOL, Route, Rule, TableId, Target};
+use super::policy::Routes;
 
 /// One step. Each is atomic in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub enum Change {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     #[error(
-        "routing table {table} of jail {jail} holds a route of others ({route}); remove it, or set another number with \"table = \" in [jail.{jail}]"
+        "routing table {table} of jail {jail} holds a route of others ({route}); remove it, or set another number with \"table = \", or routes = \"foreign\" when it is to lead out, in [jail.{jail}]"
     )]
     ForeignRoute { jail: JailName, table: u32, route: String },
 }
@@ -54,19 +55,19 @@ pub fn raise(
     ruleset: Option<String>,
 ) -> Result<Vec<Change>, PlanError> {
     let table = desired.table;
-    if let Some(route) = observed.routes.iter().find(|route| matches!(route.target, Target::Foreign(_))) {
+    let (foreign, own): (Vec<Route>, Vec<Route>) =
+        observed.routes.iter().cloned().partition(|route| matches!(route.target, Target::Foreign(_)));
+    if let Some(route) = foreign.first().filter(|_| desired.ways_out == Routes::Own) {
         return Err(PlanError::ForeignRoute { jail: jail.clone(), table, route: route.to_string() });
     }
     let mut steps: Vec<Change> = ruleset.map(Change::LoadRuleset).into_iter().collect();
 
     // A route's identity in the kernel is its destination and metric; one that leads elsewhere now has to go first.
     let (ends, ways): (Vec<_>, Vec<_>) =
-        missing(&desired.routes, &observed.routes).into_iter().partition(|route| route.target == Target::Unreachable);
+        missing(&desired.routes, &own).into_iter().partition(|route| route.target == Target::Unreachable);
     let add_route = |route: Route| Change::AddRoute { table, route };
     steps.extend(ends.into_iter().map(add_route));
-    steps.extend(
-        missing(&observed.routes, &desired.routes).into_iter().map(|route| Change::DeleteRoute { table, route }),
-    );
+    steps.extend(missing(&own, &desired.routes).into_iter().map(|route| Change::DeleteRoute { table, route }));
     steps.extend(ways.into_iter().map(add_route));
 
     steps.extend(missing(&desired.rules, &observed.rules).into_iter().map(Change::AddRule));

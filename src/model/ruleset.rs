@@ -187,9 +187,31 @@ impl Scope<'_> {
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
         for allow in &self.jail.allow {
             rules.extend(an_allowed_net_reaches_members(allow));
+            rules.extend(errors_about_an_allowed_net_reach_members(allow));
         }
-        rules.push("counter name rejected_in goto reject_now".to_owned());
+        rules.extend(self.callers_are_told_by_the_way_they_came());
         Chain { name: "to_members", hook: None, rules }
+    }
+
+    /// A reset speaks in the member's name, so it would ask the jail's table and leave by the exit, with the host's own
+    /// address on it where a published port was called: only for an allowed net does that table lead back to the caller.
+    /// An ICMP error is the host's own word and goes by the host's own route; about what the exit brought nothing is said,
+    /// because that route is the uplink.
+    fn callers_are_told_by_the_way_they_came(&self) -> Vec<String> {
+        let count = "counter name rejected_in";
+        let mut rules = vec![format!("iifname {} {count} drop", names(&self.jail.exits))];
+        rules.extend(
+            self.allowed_nets().iter().map(|net| format!("{} {count} goto reject_now", matches(*net, "saddr"))),
+        );
+        rules.push(format!("{count} reject with icmpx admin-prohibited"));
+        rules
+    }
+
+    fn allowed_nets(&self) -> Vec<IpNet> {
+        let mut nets: Vec<IpNet> = self.jail.allow.iter().map(|allow| allow.net).collect();
+        nets.sort();
+        nets.dedup();
+        nets
     }
 
     /// Frames between two ports pass the forward hook when br_netfilter is on. By both interfaces: whoever sends from
@@ -212,6 +234,7 @@ impl Scope<'_> {
         }
         if allow.direction.is_in() {
             rules.extend(by_port(&allow.ports, "sport").map(|port| format!("{REPLY} {source} {net}{port} accept")));
+            rules.push(format!("{} {source} {net} accept", icmp_error(allow.net)));
         }
         rules
     }
@@ -314,8 +337,29 @@ fn an_allowed_net_reaches_members(allow: &Allow) -> Vec<String> {
     rules
 }
 
-/// One match per port, with a leading space; one empty match when every port is meant. Errors about an allowed
-/// connection (`ct state related`) carry no port of their own, so the reply rules of a port list leave ICMP out.
+/// "Too big", "unreachable" and the like: they carry no port of their own, and come from routers that may lie outside the
+/// net. The connection that they quote has to be one with the net.
+fn errors_about_an_allowed_net_reach_members(allow: &Allow) -> Vec<String> {
+    let error = icmp_error(allow.net);
+    let mut rules = Vec::new();
+    if allow.direction.is_out() {
+        rules.push(format!("{error} ct direction reply {} accept", matches_connection(allow.net, "daddr")));
+    }
+    if allow.direction.is_in() {
+        rules.push(format!("{error} ct direction original {} accept", matches_connection(allow.net, "saddr")));
+    }
+    rules
+}
+
+/// An ICMP error about a connection that is there. Named by protocol, because a helper's expectations are "related" too.
+fn icmp_error(net: IpNet) -> &'static str {
+    match Family::of_net(&net) {
+        Family::V4 => "meta l4proto icmp ct state related",
+        Family::V6 => "meta l4proto ipv6-icmp ct state related",
+    }
+}
+
+/// One match per port, with a leading space; one empty match when every port is meant.
 fn by_port<'a>(ports: &'a [Port], side: &'a str) -> Box<dyn Iterator<Item = String> + 'a> {
     if ports.is_empty() {
         return Box::new(std::iter::once(String::new()));
@@ -370,6 +414,11 @@ fn protocol(family: Family) -> &'static str {
 
 fn matches(net: IpNet, side: &str) -> String {
     format!("{} {side} {net}", protocol(Family::of_net(&net)))
+}
+
+/// By the addresses that the connection began with.
+fn matches_connection(net: IpNet, side: &str) -> String {
+    format!("ct original {}", matches(net, side))
 }
 
 /// `"tun0"` or `{ "tun0", "tun1" }`.

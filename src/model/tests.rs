@@ -12,7 +12,7 @@ use super::desired::{self, Steering};
 use super::facts::{
     Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, Surroundings, Tables, WallFacts,
 };
-use super::objects::{Mac, Route, Target};
+use super::objects::{Family, Mac, Route, Target};
 use super::plan::{self, PlanError};
 use super::policy::Jail;
 use super::verify::{self, Mismatch};
@@ -30,6 +30,7 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
         kind: Some(kind.to_owned()),
         mac: Some(Mac([2, 0x42, 0xac, 0x12, 0, 2])),
         up: true,
+        carrier: true,
         loopback: false,
         tunnel: kind == "tun",
         peer: None,
@@ -39,7 +40,13 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
 }
 
 fn exit(index: u32, name: &str, v4: bool, v6: bool) -> ExitFacts {
-    ExitFacts { link: link(index, name, "tun"), v4, v6 }
+    ExitFacts { link: link(index, name, "tun"), v4, v6, nets: Vec::new() }
+}
+
+/// eth1, whose neighbours are in these nets.
+fn nic(nets: &[&str]) -> ExitFacts {
+    let nets = nets.iter().map(|net| net.parse().unwrap()).collect();
+    ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true, nets }
 }
 
 fn surroundings(exits: Vec<ExitFacts>) -> Surroundings {
@@ -78,7 +85,7 @@ fn a_jail_with_everything() {
             { net = \"2001:db8:7::/64\", ports = [\"tcp/22\"], direction = \"in\" },
         ]",
     );
-    let nic = ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true };
+    let nic = nic(&["192.0.2.9/24", "2001:db8::9/64"]);
     assert_snapshot!(raised(&jail, &surroundings(vec![exit(5, "tun0", true, false), nic])));
 }
 
@@ -156,8 +163,7 @@ fn an_exit_without_ipv6_leaves_ipv6_unreachable() {
 
 #[test]
 fn an_ethernet_exit_without_a_next_hop_carries_nothing() {
-    let nic = ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true };
-    let wall = desired::wall(&jail("exit = \"eth1\""), 7400, &surroundings(vec![nic]));
+    let wall = desired::wall(&jail("exit = \"eth1\""), 7400, &surroundings(vec![nic(&["192.0.2.9/24"])]));
     assert!(
         !wall.routes.iter().any(|route| matches!(&route.target, Target::Dev { name, .. } if name.as_str() == "eth1"))
     );
@@ -171,6 +177,51 @@ fn an_exit_that_is_down_carries_nothing() {
     assert!(
         !wall.routes.iter().any(|route| matches!(&route.target, Target::Dev { name, .. } if name.as_str() == "tun0"))
     );
+}
+
+/// The default routes of a jail with two exits, in the order in which the kernel takes them.
+fn defaults(surroundings: Vec<ExitFacts>) -> Vec<String> {
+    let jail = jail("exit = [\"tun0\", \"eth1\"]\ngateway = \"192.0.2.1\"");
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, bridge: None });
+    let everything = Family::V4.everything();
+    let mut routes: Vec<_> = wall.routes.into_iter().filter(|route| route.destination == everything).collect();
+    routes.sort_by_key(|route| route.metric);
+    routes.iter().map(ToString::to_string).map(|text| text.replace(" protocol 116", "")).collect()
+}
+
+#[test]
+fn an_exit_keeps_its_place_whatever_becomes_of_the_others() {
+    let (tun, eth) = (exit(5, "tun0", true, true), nic(&["192.0.2.9/24"]));
+    let (end, by_tun) = ("unreachable default metric 4294967295", "default dev tun0 metric 100");
+    let by_eth = "default via 192.0.2.1 dev eth1 metric 101";
+    assert_eq!(defaults(vec![tun.clone(), eth.clone()]), [by_tun, by_eth, end]);
+    assert_eq!(defaults(vec![tun.clone()]), [by_tun, end]);
+    assert_eq!(defaults(vec![eth]), [by_eth, end]);
+    assert_eq!(defaults(vec![tun, nic(&["198.51.100.9/24"])]), [by_tun, end], "no neighbour of eth1");
+}
+
+#[test]
+fn an_exit_without_a_carrier_comes_after_those_that_have_one() {
+    let without = |mut exit: ExitFacts| {
+        exit.link.carrier = false;
+        exit
+    };
+    let (tun, eth) = (exit(5, "tun0", true, true), nic(&["192.0.2.9/24"]));
+    let end = "unreachable default metric 4294967295";
+    let (by_tun, by_eth) = ("default dev tun0 metric", "default via 192.0.2.1 dev eth1 metric");
+    assert_eq!(
+        defaults(vec![without(tun.clone()), eth.clone()]),
+        [format!("{by_eth} 101"), format!("{by_tun} 102"), end.into()]
+    );
+    assert_eq!(
+        defaults(vec![tun.clone(), without(eth.clone())]),
+        [format!("{by_tun} 100"), format!("{by_eth} 103"), end.into()]
+    );
+    assert_eq!(
+        defaults(vec![without(tun.clone()), without(eth)]),
+        [format!("{by_tun} 100"), format!("{by_eth} 101"), end.into()]
+    );
+    assert_eq!(defaults(vec![without(tun)]), [format!("{by_tun} 100"), end.into()], "better than nothing: it may come");
 }
 
 fn standing(wall: &desired::Wall) -> WallFacts {
@@ -296,8 +347,10 @@ fn a_subnet_that_the_host_lives_in_is_refused() {
 }
 
 fn netns(links: Vec<Link>, addresses: &[(u32, &str)]) -> NetnsFacts {
-    let address =
-        |(index, text): &(u32, &str)| Address { index: *index, address: text.parse().unwrap(), prefix_len: 16 };
+    let address = |(index, text): &(u32, &str)| {
+        let address = text.parse().unwrap();
+        Address { index: *index, address, peer: address, prefix_len: 16 }
+    };
     let mut all = vec![Link { loopback: true, kind: None, mac: None, ..link(1, "lo", "") }];
     all.extend(links);
     NetnsFacts { id: NetnsId { dev: 4, ino: 1 }, links: all, addresses: addresses.iter().map(address).collect() }

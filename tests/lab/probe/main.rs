@@ -23,7 +23,7 @@ type Done = Result<(), Box<dyn std::error::Error>>;
 const USAGE: &str = "usage: probe COMMAND ARGS
   init                                              pid 1 of the lab
   kill-at N PROGRAM ARGS                            dies before its N-th call that changes something; 0: not at all
-  serve ADDR...                                     TCP and UDP echo on 7, HTTP on 80: answers the caller's address
+  serve ADDR...                                     TCP and UDP echo on 7; HTTP and UDP on 80: the caller's address
   proxy ADDR PORT                                   HTTP proxy (CONNECT and GET)
   tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT
   dns SERVER NAME [PORT] | dns-tcp SERVER NAME [PORT]
@@ -33,6 +33,7 @@ const USAGE: &str = "usage: probe COMMAND ARGS
   udp-dev DEVICE ADDR PORT COUNT                    SO_BINDTODEVICE
   udp-mark MARK ADDR PORT COUNT                     SO_MARK
   tcp-hold ADDR PORT SECONDS                        an established flow that writes every 5 ms
+  udp-new ADDR SECONDS                              a new flow every 2 ms: who is seen as the caller, and since when
   spoof-udp SOURCE ADDR PORT COUNT                  raw socket, forged source
   frame DEVICE SRCMAC DSTMAC SOURCE ADDR PORT COUNT packet socket, forged link layer
   send DEVICE COUNT HEX...                          packet socket, whole frames as given
@@ -80,6 +81,7 @@ fn run(args: &[&str]) -> Done {
         ["tcp-hold", addr, port, seconds] => {
             flow::tcp_hold(ip(addr)?, num(port)?, Duration::from_secs_f64(num(seconds)?))
         }
+        ["udp-new", addr, seconds] => flow::udp_new(ip(addr)?, Duration::from_secs_f64(num(seconds)?)),
         ["spoof-udp", source, addr, port, count] => forge::udp(ip(source)?, ip(addr)?, num(port)?, num(count)?),
         ["frame", device, src, dst, source, addr, port, count] => {
             forge::frame(device, mac(src)?, mac(dst)?, ip(source)?, ip(addr)?, num(port)?, num(count)?)
