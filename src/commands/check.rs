@@ -1,5 +1,7 @@
 //! `tunjail check`: everything that a container's start depends on, looked at before one does.
 
+mod dns;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -131,6 +133,7 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
         findings.take(&what, conflict::with_host(jail, &nets, survey.surroundings.bridge.as_ref()).map_err(Into::into));
     }
     exits(findings, &what, jail, &survey);
+    dns::look(findings, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {
