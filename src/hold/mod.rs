@@ -7,8 +7,10 @@
 //! - [`enter`]: a container, held from before its first instruction
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
+//! - [`endpoint`]: a tunnel's other end, where the tunnel covers it
 
 pub mod attend;
+pub mod endpoint;
 pub mod enter;
 pub mod late;
 pub mod leave;

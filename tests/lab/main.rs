@@ -54,6 +54,7 @@ mod infra;
 mod install;
 mod late;
 mod matrix;
+mod openvpn;
 mod refusals;
 mod runtime;
 mod teardown;
