@@ -62,6 +62,7 @@ mod infra;
 mod install;
 mod late;
 mod matrix;
+mod openvpn;
 mod refusals;
 mod runtime;
 mod teardown;
