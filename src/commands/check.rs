@@ -15,11 +15,11 @@ use crate::config::Config;
 use crate::engine::install::Host;
 use crate::engine::runtime::underneath;
 use crate::engine::wiring::{self, State};
-use crate::hold::{Kernel, wall};
+use crate::hold::{Kernel, wall, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::names::JailName;
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::store::Store;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -134,6 +134,14 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
     }
     exits(findings, &what, jail, &survey);
     dns::look(findings, &what, jail);
+    let there = &survey.surroundings.exits;
+    findings.take(&what, conflict::with_gateways(jail, there).map_err(Into::into));
+    if let Some(defaults) = findings.take(&what, host.rtnl.default_interfaces().map_err(Into::into)) {
+        findings.take(&what, conflict::with_uplink(jail, there, &defaults).map_err(Into::into));
+    }
+    if survey.stands() {
+        findings.take(&what, way::others_lead_to_the_exits(host, jail, &survey));
+    }
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {
@@ -166,7 +174,7 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
             Some(exit) if !exit.link.up => {
                 findings.add(Verdict::Warning, what, format!("exit {name} is down; nothing leaves until it is up"));
             }
-            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() => findings.add(
+            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() && jail.routes == Routes::Own => findings.add(
                 Verdict::Warning,
                 what,
                 format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
