@@ -58,4 +58,5 @@ mod openvpn;
 mod refusals;
 mod runtime;
 mod teardown;
+mod wireguard;
 mod works;
