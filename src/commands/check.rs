@@ -1,5 +1,7 @@
 //! `tunjail check`: everything that a container's start depends on, looked at before one does.
 
+mod dns;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -131,6 +133,7 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
         findings.take(&what, conflict::with_host(jail, &nets, survey.surroundings.bridge.as_ref()).map_err(Into::into));
     }
     exits(findings, &what, jail, &survey);
+    dns::look(findings, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {
@@ -167,6 +170,13 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
                 Verdict::Warning,
                 what,
                 format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
+            ),
+            Some(exit) if !exit.link.carrier => findings.add(
+                Verdict::Warning,
+                what,
+                format!(
+                    "exit {name} is up but has no carrier; what is sent into it is lost, unless another exit has one"
+                ),
             ),
             Some(exit) => {
                 let family = |there: bool| if there { "by it" } else { "unreachable" };
