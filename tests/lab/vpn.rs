@@ -16,6 +16,8 @@ pub const TUN: &str = "tun0";
 /// The client's own ports, 64 of them from here: what leaves from one of them to the server is the transport, all else
 /// is a leak. Each start takes the next, because a server that still knows a killed client's port makes the new one wait.
 pub const CLIENT_PORTS: u16 = 51200;
+/// OpenVPN's, and WireGuard's two.
+pub const SERVER_PORTS: [u16; 3] = [1194, 51820, 51821];
 /// The addresses inside the tunnel.
 pub const TUNNEL_NET4: &str = "10.8.0.0/24";
 pub const TUNNEL_NET6: &str = "2001:db8:8::/64";
