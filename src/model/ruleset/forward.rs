@@ -23,16 +23,23 @@ impl Scope<'_> {
         }
     }
 
+    /// Whoever calls by an exit is answered by it: not by another one, in a wrong name, and not in an allowed net, in whose
+    /// name he may only pretend to call.
+    pub(super) fn calls_that_another_interface_would_answer_are_refused(&self) -> String {
+        let exits = names(&self.jail.exits);
+        format!("iifname {exits} ct direction original fib saddr . iif oif missing counter name rejected_in drop")
+    }
+
     /// Only what came to the port of the exit that leads to this member and port: a packet that somebody sends to the
-    /// member itself is none, nor is one that an engine's published port sent here. And only where the answer would leave
-    /// by that exit too. ICMP errors about such a connection (a packet that was too big) belong to it.
+    /// member itself is none, nor is one that an engine's published port sent here. ICMP errors about such a connection
+    /// (a packet that was too big) belong to it.
     pub(super) fn forwarded_ports_reach_members(&self) -> Vec<String> {
         let asks = format!("iifname {} ct direction original {LED_ON}", names(&self.jail.exits));
         let reach = |family| {
             let (protocol, digit) = (protocol(family), digit(family));
             // nft before 1.1 types the port of `ct original` by the protocols matched before it.
             format!(
-                "{asks} fib saddr . iif oif exists meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
+                "{asks} meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
             )
         };
         let mut rules: Vec<String> = self.families().map(reach).collect();
