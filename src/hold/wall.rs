@@ -254,7 +254,7 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
-        elements.extend(member.forward_elements());
+        elements.extend(store.led_to(&member));
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));
