@@ -1,5 +1,7 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+mod others;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};

@@ -2,8 +2,9 @@
 
 use ipnet::IpNet;
 
-use super::facts::HostNet;
+use super::facts::{HostNet, OtherRule};
 use super::names::{IfName, JailName};
+use super::objects::Family;
 use super::policy::Jail;
 
 /// A subnet of a jail that is, in whole or part, something else on this host.
@@ -60,4 +61,31 @@ pub fn with_host(jail: &Jail, nets: &[HostNet], bridge: Option<&IfName>) -> Resu
         }
     }
     Ok(())
+}
+
+/// What a rule of others, asked before the jail's own, takes of the jail's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Catches {
+    Nothing,
+    /// Those that something on the host marks.
+    Marked,
+    Packets,
+}
+
+/// What `rule` takes of the packets of `jail`, come in by `bridge`. Where that depends on the packet, it takes it.
+pub fn with_rule(jail: &Jail, bridge: Option<&IfName>, rule: &OtherRule) -> Catches {
+    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    if !jail.subnets.iter().any(|subnet| Family::of_net(subnet) == rule.family) {
+        return Catches::Nothing;
+    }
+    if rule.inverted {
+        return Catches::Packets;
+    }
+    let of_a_member = rule.source.is_none_or(|net| jail.subnets.iter().any(|subnet| overlaps(subnet, &net)));
+    let by_the_bridge = rule.iif.as_deref().is_none_or(|iif| bridge.is_some_and(|bridge| bridge.as_str() == iif));
+    match (of_a_member && by_the_bridge, rule.marked) {
+        (false, _) => Catches::Nothing,
+        (true, true) => Catches::Marked,
+        (true, false) => Catches::Packets,
+    }
 }

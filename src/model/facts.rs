@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::names::IfName;
-use super::objects::{Mac, Route, Rule};
+use super::objects::{Family, Mac, Route, Rule};
 
 /// A network namespace's identity: device and inode of its nsfs file (namespaces(7)). Unique among the living.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,6 +120,21 @@ pub struct Tables {
 /// A digest of a table's chains and rules, free of handles and counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub u64);
+
+/// An ip rule that is not tunjail's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRule {
+    pub family: Family,
+    pub priority: u32,
+    /// `not`: it takes what its selectors do not match.
+    pub inverted: bool,
+    pub source: Option<ipnet::IpNet>,
+    pub iif: Option<String>,
+    /// It has a mark to match.
+    pub marked: bool,
+    /// As `ip rule` takes it.
+    pub text: String,
+}
 
 /// A net that the host itself is in, with the interface that is.
 #[derive(Debug, Clone, PartialEq, Eq)]

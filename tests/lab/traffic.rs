@@ -4,6 +4,7 @@
 mod annex;
 mod lan;
 mod published;
+mod settings;
 
 use std::time::Duration;
 

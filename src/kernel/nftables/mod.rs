@@ -19,7 +19,7 @@ use nix::libc;
 
 pub use self::counters::{Counter, counters, elements};
 pub use self::lock::close as close_lock;
-pub use self::nft::{check, find as find_nft, load};
+pub use self::nft::{check, find as find_nft, load, ruleset};
 use super::KernelError;
 use super::nfnetlink::{Answer, Nfnl, Request};
 use crate::model::facts::Fingerprint;
