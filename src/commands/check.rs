@@ -1,5 +1,6 @@
 //! `tunjail check`: everything that a container's start depends on, looked at before one does.
 
+mod dns;
 mod firewall;
 mod host;
 
@@ -120,6 +121,7 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
     }
     exits(findings, &what, jail, &survey);
     host::look_at_jail(findings, &what, jail, &survey, kernel);
+    dns::look(findings, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {
@@ -156,6 +158,13 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
                 Verdict::Warning,
                 what,
                 format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
+            ),
+            Some(exit) if !exit.link.carrier => findings.add(
+                Verdict::Warning,
+                what,
+                format!(
+                    "exit {name} is up but has no carrier; what is sent into it is lost, unless another exit has one"
+                ),
             ),
             Some(exit) => {
                 let family = |there: bool| if there { "by it" } else { "unreachable" };

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::forward::{self, Lead};
 use crate::cli::Show;
 use crate::config::Config;
 use crate::hold::{Kernel, leave, wall};
@@ -50,6 +51,7 @@ struct ExitReport {
     name: String,
     present: bool,
     up: bool,
+    carrier: bool,
     v4: bool,
     v6: bool,
 }
@@ -70,6 +72,8 @@ struct MemberReport {
     why: Option<String>,
     alive: bool,
     interfaces: Vec<InterfaceReport>,
+    /// Ports of the exit that lead to it.
+    forwards: Vec<Lead>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -140,6 +144,7 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailRepo
                 name: name.to_string(),
                 present: facts.is_some(),
                 up: facts.is_some_and(|exit| exit.link.up),
+                carrier: facts.is_some_and(|exit| exit.link.carrier),
                 v4: facts.is_some_and(|exit| exit.v4),
                 v6: facts.is_some_and(|exit| exit.v6),
             }
@@ -197,8 +202,11 @@ fn members(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<Vec<Memb
         sent = nftables::elements(&TableId::guard(jail), Set::Own4)?;
         sent.extend(nftables::elements(&TableId::guard(jail), Set::Own6)?);
     }
-    let mut reports =
-        records.iter().map(|record| report_member(host, record, &sent)).collect::<Result<Vec<MemberReport>>>()?;
+    let brought = forward::brought(jail, &records)?;
+    let mut reports = records
+        .iter()
+        .map(|record| report_member(host, record, &sent, &brought))
+        .collect::<Result<Vec<MemberReport>>>()?;
     reports.extend(late_members(store, Some(jail))?);
     Ok(reports)
 }
@@ -215,12 +223,17 @@ fn late_members(store: &Store, jail: Option<&JailName>) -> Result<Vec<MemberRepo
                 Verdict::Admitted | Verdict::Nobodys => return None,
             };
             let containers = late.containers.iter().map(|container| container.id.to_string()).collect();
-            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new() })
+            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new(), forwards: Vec::new() })
         })
         .collect())
 }
 
-fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
+fn report_member(
+    host: &mut Kernel,
+    record: &MemberRecord,
+    sent: &[(Vec<String>, Counter)],
+    brought: &[(Vec<String>, Counter)],
+) -> Result<MemberReport> {
     let interfaces = record
         .interfaces
         .iter()
@@ -253,6 +266,7 @@ fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>,
         why: None,
         alive: leave::is_alive(host, record)?,
         interfaces,
+        forwards: forward::leads(record, brought),
     })
 }
 
@@ -272,7 +286,10 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
         let state = match (exit.present, exit.up) {
             (false, _) => "missing: nothing leaves".to_owned(),
             (true, false) => "down: nothing leaves".to_owned(),
-            (true, true) => format!("up, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6)),
+            (true, true) => {
+                let wire = if exit.carrier { "" } else { " without a carrier" };
+                format!("up{wire}, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6))
+            }
         };
         writeln!(out, "  exit {}: {state}", exit.name)?;
     }
@@ -318,6 +335,9 @@ fn print_members(out: &mut impl Write, members: &[MemberReport]) -> Result<()> {
                 interface.bytes,
                 interface.addresses.join(" ")
             )?;
+        }
+        for lead in &member.forwards {
+            writeln!(out, "  {:<14} {lead}", "")?;
         }
     }
     Ok(())

@@ -3,22 +3,24 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use anyhow::{Context, Result, anyhow, bail};
+use ipnet::IpNet;
 
-use super::Kernel;
 use super::leave::shut_elements;
+use super::{Kernel, forward};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
-use crate::model::facts::{ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
+use crate::model::facts::{Address, ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
 use crate::model::names::{IfName, JailName};
-use crate::model::objects::{Element, Route, TableId, Target};
+use crate::model::objects::{Element, Family, Route, TableId, Target};
 use crate::model::plan::{self, Change};
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::model::verify;
 use crate::rt_tables;
 use crate::store::{LockedStore, RaisedBy, Store, WallRecord};
 
 /// What is known of a jail before anything is changed.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Survey {
     pub record: Option<WallRecord>,
     pub surroundings: Surroundings,
@@ -40,15 +42,35 @@ impl Survey {
     }
 
     /// Nothing was taken from it by others, but its surroundings changed since it was written: an exit or the bridge
-    /// came, and has no route yet. Nothing leaks; something does not pass.
+    /// came and has no route yet, or lost its carrier and has one still. Nothing leaks; something does not pass.
     pub fn is_behind(&self) -> bool {
-        let is_there = |route: &Route| self.observed.routes.contains(route);
         // A route by a device goes with the device; the others go only when somebody takes them.
-        let may_lack = |route: &Route| matches!(route.target, Target::Dev { .. });
+        let follows = |route: &Route| match &route.target {
+            Target::Dev { name, .. } => self.is_of_the_jail(name),
+            Target::Throw | Target::Unreachable => false,
+            Target::Foreign(_) => self.desired.ways_out == Routes::Foreign,
+        };
+        let (observed, desired) = (&self.observed, &self.desired);
         self.tables_intact
-            && self.observed.rules == self.desired.rules
-            && self.observed.routes.iter().all(|route| self.desired.routes.contains(route))
-            && self.desired.routes.iter().all(|route| is_there(route) || may_lack(route))
+            && observed.rules == desired.rules
+            && observed.routes.iter().all(|route| desired.routes.contains(route) || follows(route))
+            && desired.routes.iter().all(|route| observed.routes.contains(route) || follows(route))
+    }
+
+    fn is_of_the_jail(&self, interface: &IfName) -> bool {
+        let is_exit = |exit: &ExitFacts| exit.link.name == interface.as_str();
+        self.surroundings.bridge.as_ref() == Some(interface) || self.surroundings.exits.iter().any(is_exit)
+    }
+
+    /// Interfaces that new connections of each family leave by now, IPv4's first. `None`: nothing of tunjail's leads out.
+    pub fn ways_out(&self) -> [Option<&IfName>; 2] {
+        Family::BOTH.map(|family| {
+            let defaults = self.observed.routes.iter().filter(|route| route.destination == family.everything());
+            match defaults.min_by_key(|route| route.metric).map(|route| &route.target) {
+                Some(Target::Dev { name, .. }) => Some(name),
+                _ => None,
+            }
+        })
     }
 
     /// Interface indexes that a packet of the jail may leave by.
@@ -115,7 +137,7 @@ pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy)
         return Ok(survey);
     }
     let is_new = survey.record.is_none() && !store.has_members(&jail.name)?;
-    raise(host, store, jail, survey, raised_by).map_err(|error| match is_new {
+    raise(host, store, jail, survey, raised_by).map(|(survey, _)| survey).map_err(|error| match is_new {
         // Half a wall that nobody is behind is nobody's gain; half a wall with members stays and holds what it holds.
         true => match take_down(host, store, &jail.name, Some(jail)) {
             Ok(_) => error,
@@ -125,7 +147,23 @@ pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy)
     })
 }
 
-fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, raised_by: RaisedBy) -> Result<Survey> {
+/// Brings a wall that somebody raised up to date; one that nobody raised stays down. Returns the steps that it took.
+pub fn follow(host: &mut Kernel, store: &LockedStore, jail: &Jail) -> Result<Vec<Change>> {
+    let survey = survey(host, store, jail)?;
+    let Some(raised_by) = survey.record.as_ref().map(|record| record.raised_by) else { return Ok(Vec::new()) };
+    if survey.stands() {
+        return Ok(Vec::new());
+    }
+    raise(host, store, jail, survey, raised_by).map(|(_, steps)| steps)
+}
+
+fn raise(
+    host: &mut Kernel,
+    store: &LockedStore,
+    jail: &Jail,
+    survey: Survey,
+    raised_by: RaisedBy,
+) -> Result<(Survey, Vec<Change>)> {
     let table = survey.desired.table;
     let steps = plan_to_raise(host, store, jail, &survey)?;
     // On record before the first step, so that a crash in between leaves something to take down.
@@ -146,6 +184,9 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
     for step in &steps {
         host.apply(step)?;
     }
+    if !survey.tables_intact {
+        forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
+    }
     let observed = look(host, &jail.name, table)?;
     record.loaded = match survey.tables_intact {
         true => record.loaded,
@@ -154,7 +195,7 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
     verify::wall(&observed, &survey.desired, record.loaded)
         .with_context(|| format!("the wall of jail {} does not hold what was written", jail.name))?;
     store.put_wall(&record)?;
-    Ok(Survey { record: Some(record), observed, tables_intact: true, ..survey })
+    Ok((Survey { record: Some(record), observed, tables_intact: true, ..survey }, steps))
 }
 
 /// What `take_down` would do.
@@ -206,13 +247,14 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
+        elements.extend(member.forward_elements());
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));
     }
     // Two records may claim one address; a set holds it once.
     elements.sort();
-    elements.dedup();
+    elements.dedup_by(|a, b| (&a.table, a.set, &a.key) == (&b.table, b.set, &b.key));
     Ok(elements)
 }
 
@@ -240,7 +282,9 @@ fn look_at_exits(host: &mut Kernel, jail: &Jail) -> Result<Vec<ExitFacts>> {
     for name in &jail.exits {
         let Some(link) = host.rtnl.link_by_name(name)? else { continue };
         let addresses = host.rtnl.sources(link.index)?;
+        let net = |address: &Address| IpNet::new(address.peer, address.prefix_len).ok();
         exits.push(ExitFacts {
+            nets: addresses.iter().filter(|address| !address.is_link_local()).filter_map(net).collect(),
             v4: addresses.iter().any(|address| address.address.is_ipv4()),
             v6: addresses.iter().any(|address| address.address.is_ipv6() && !address.is_link_local()),
             link,

@@ -1,13 +1,14 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
 mod others;
+mod own;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
@@ -234,6 +235,27 @@ impl Rtnl {
         self.change(&format!("adding route \"{route}\" to table {table}"), message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Has whoever asks `destination`, an address of the loopback interface, do so as `source`, which has to be an
+    /// address of this namespace; the route goes with it.
+    pub fn loop_back_as(&mut self, destination: Ipv4Addr, source: Ipv4Addr) -> Result<(), KernelError> {
+        let request = format!("adding route \"local {destination} dev lo src {source}\"");
+        let lo = self.link_by_name(&"lo".parse().map_err(|error| KernelError::answer(&request, error))?)?;
+        let Some(lo) = lo else { return Err(KernelError::answer(request, "no such interface")) };
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message.header.protocol = RouteProtocol::from(PROTOCOL);
+        message.header.scope = RouteScope::Host;
+        message.header.kind = RouteType::Local;
+        message.header.table = libc::RT_TABLE_LOCAL;
+        message.attributes.extend([
+            RouteAttribute::Destination(RouteAddress::Inet(destination)),
+            RouteAttribute::Oif(lo.index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(source)),
+        ]);
+        self.change(&request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
     pub fn delete_route(&mut self, table: u32, route: &Route) -> Result<(), KernelError> {
         let message = RouteNetlinkMessage::DelRoute(self.route_message(table, route)?);
         let request = format!("removing route \"{route}\" from table {table}");
@@ -282,7 +304,8 @@ impl Rtnl {
 
     /// Asks the FIB where packets from a source to a destination, come in by interface `iif`, would go.
     pub fn ways(&mut self, pairs: &[(IpAddr, IpAddr)], iif: u32) -> Result<Vec<FibAnswer>, KernelError> {
-        let messages = pairs.iter().map(|(source, destination)| way_message(*source, *destination, iif)).collect();
+        let messages =
+            pairs.iter().map(|(source, destination)| way_message(Some(*source), *destination, Some(iif))).collect();
         let answers = self.connection.ask_each("asking for the members' way", messages)?;
         let mut found = Vec::new();
         for ((source, destination), answer) in pairs.iter().zip(answers) {
@@ -302,15 +325,17 @@ impl Rtnl {
     }
 }
 
-fn way_message(source: IpAddr, destination: IpAddr, iif: u32) -> RouteNetlinkMessage {
+fn way_message(source: Option<IpAddr>, destination: IpAddr, iif: Option<u32>) -> RouteNetlinkMessage {
     let bits = if destination.is_ipv4() { 32 } else { 128 };
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(Family::of(destination));
     message.header.destination_prefix_length = bits;
-    message.header.source_prefix_length = bits;
     message.attributes.push(RouteAttribute::Destination(destination.into()));
-    message.attributes.push(RouteAttribute::Source(source.into()));
-    message.attributes.push(RouteAttribute::Iif(iif));
+    if let Some(source) = source {
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message.attributes.extend(iif.map(RouteAttribute::Iif));
     RouteNetlinkMessage::GetRoute(message)
 }
 
@@ -372,6 +397,7 @@ fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         mac: None,
         up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
         tunnel: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
         peer: None,
@@ -412,13 +438,13 @@ fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    let address = local.or_else(|| {
-        find(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    Some(Address { index: message.header.index, address, prefix_len: message.header.prefix_len })
+    let peer = find(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or(peer)?;
+    let peer = peer.unwrap_or(address);
+    Some(Address { index: message.header.index, address, peer, prefix_len: message.header.prefix_len })
 }
 
 fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {

@@ -6,6 +6,8 @@
 //! Kept to what nft 1.0.6 reads and prints, and to what needs no `meta ibrname` (a kernel option,
 //! CONFIG_NFT_BRIDGE_META, that not every kernel has).
 
+mod dns;
+
 use std::fmt::Write;
 
 use ipnet::IpNet;
@@ -52,6 +54,20 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
     let wall = TableId::wall(&jail.name);
     let guard = TableId::guard(&jail.name);
     let scope = Scope { jail, bridge };
+    let mut chains = vec![
+        reject(),
+        scope.what_leaves_the_jail(),
+        scope.what_enters_the_jail(),
+        scope.what_reaches_the_host(),
+        scope.no_way_is_told_at_once(),
+        a_port_speaks_to_the_bridge_alone(),
+        scope.forward(),
+        scope.input(),
+        scope.mss(),
+        scope.nat(),
+        scope.ports_of_the_exit_lead_to_members(),
+    ];
+    chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
     table(
         &mut text,
@@ -63,19 +79,12 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
             "set ports { type iface_index; }".to_owned(),
             "set members4 { type ether_addr . ipv4_addr; counter; }".to_owned(),
             "set members6 { type ether_addr . ipv6_addr; counter; }".to_owned(),
+            "map forward4 { type inet_proto . inet_service : ipv4_addr . inet_service; }".to_owned(),
+            "map forward6 { type inet_proto . inet_service : ipv6_addr . inet_service; }".to_owned(),
+            "set forwarded4 { type inet_proto . inet_service . ipv4_addr . inet_service; counter; }".to_owned(),
+            "set forwarded6 { type inet_proto . inet_service . ipv6_addr . inet_service; counter; }".to_owned(),
         ],
-        &[
-            reject(),
-            scope.what_leaves_the_jail(),
-            scope.what_enters_the_jail(),
-            scope.what_reaches_the_host(),
-            scope.no_way_is_told_at_once(),
-            a_port_speaks_to_the_bridge_alone(),
-            scope.forward(),
-            scope.input(),
-            scope.mss(),
-            scope.nat(),
-        ],
+        &chains,
     );
     table(
         &mut text,
@@ -166,9 +175,10 @@ impl Scope<'_> {
     fn what_leaves_the_jail(&self) -> Chain {
         let mut rules = Vec::new();
         if self.jail.enrolled_only {
-            rules.extend(self.only_enrolled_members_speak());
+            rules.extend(only_enrolled_members_speak("rejected_out"));
         }
         rules.extend(self.members_reach_each_other());
+        rules.extend(self.no_other_server_is_asked());
         rules.extend(self.members_leave_by_the_exit());
         for allow in &self.jail.allow {
             rules.extend(self.members_reach_an_allowed_net(allow));
@@ -180,6 +190,7 @@ impl Scope<'_> {
     fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        rules.extend(self.forwarded_ports_reach_members());
         for allow in &self.jail.allow {
             rules.extend(an_allowed_net_reaches_members(allow));
             rules.extend(errors_about_an_allowed_net_reach_members(allow));
@@ -207,16 +218,6 @@ impl Scope<'_> {
         nets.sort();
         nets.dedup();
         nets
-    }
-
-    /// An address of the subnet that no hook enrolled gets nothing.
-    fn only_enrolled_members_speak(&self) -> Vec<String> {
-        vec![
-            "meta nfproto ipv4 ether saddr . ip saddr != @members4 counter name rejected_out goto reject_now"
-                .to_owned(),
-            "meta nfproto ipv6 ether saddr . ip6 saddr != @members6 counter name rejected_out goto reject_now"
-                .to_owned(),
-        ]
     }
 
     /// Frames between two ports pass the forward hook when br_netfilter is on. By both interfaces: whoever sends from
@@ -253,16 +254,28 @@ impl Scope<'_> {
     }
 
     fn what_reaches_the_host(&self) -> Chain {
-        Chain {
-            name: "to_host",
-            hook: None,
-            rules: vec![
-                format!("{REPLY} accept"),
-                "icmp type echo-request accept".to_owned(),
-                "icmpv6 type { echo-request, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report } accept".to_owned(),
-                "counter name rejected_host goto reject_now".to_owned(),
-            ],
+        let mut rules = vec![
+            format!("{REPLY} accept"),
+            "icmp type echo-request accept".to_owned(),
+            "icmpv6 type { echo-request, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report } accept".to_owned(),
+        ];
+        let open = [self.the_engines_resolver_is_asked(), self.ports_of_the_host_that_are_named()].concat();
+        if self.jail.enrolled_only && !open.is_empty() {
+            rules.extend(only_enrolled_members_speak("rejected_host"));
         }
+        rules.extend(open);
+        rules.push("counter name rejected_host goto reject_now".to_owned());
+        Chain { name: "to_host", hook: None, rules }
+    }
+
+    /// For members' own addresses alone: what answers a made-up one is the host's own packet, and leaves by its uplink.
+    fn ports_of_the_host_that_are_named(&self) -> Vec<String> {
+        let sources: Vec<String> = self.by_family("saddr").collect();
+        let ports = by_port(&self.jail.host, "dport");
+        if self.jail.host.is_empty() {
+            return Vec::new();
+        }
+        ports.flat_map(|port| sources.iter().map(move |source| format!("{source}{port} accept"))).collect()
     }
 
     /// Both directions: the SYN-ACK of a member that answers carries an MSS too.
@@ -293,6 +306,46 @@ impl Scope<'_> {
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
     }
 
+    /// Before an engine's own rules (-100): the first one that translates a connection's destination is the one.
+    fn ports_of_the_exit_lead_to_members(&self) -> Chain {
+        let exits = names(&self.jail.exits);
+        let rules = self
+            .families()
+            .map(|family| {
+                let (protocol, digit) = (protocol(family), digit(family));
+                format!(
+                    "iifname {exits} fib daddr type local dnat {protocol} to meta l4proto . th dport map @forward{digit}"
+                )
+            })
+            .collect();
+        Chain { name: "forwards", hook: Some("type nat hook prerouting priority -101; policy accept;"), rules }
+    }
+
+    /// Only what came to the port of the exit that leads to this member and port: a packet that somebody sends to the
+    /// member itself is none, nor is one that an engine's published port sent here. ICMP errors about such a connection
+    /// (a packet that was too big) belong to it.
+    fn forwarded_ports_reach_members(&self) -> Vec<String> {
+        let forwarded = format!("iifname {} ct direction original ct status dnat", names(&self.jail.exits));
+        let mut rules: Vec<String> = self
+            .families()
+            .map(|family| {
+                let (protocol, digit) = (protocol(family), digit(family));
+                // nft before 1.1 types the port of `ct original` by the protocols matched before it.
+                format!(
+                    "{forwarded} meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
+                )
+            })
+            .collect();
+        rules.push(format!("{forwarded} ct state related meta l4proto {{ icmp, ipv6-icmp }} accept"));
+        rules
+    }
+
+    /// The families that the jail has subnets of.
+    fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        let has = |family: &Family| self.jail.subnets.iter().any(|net| Family::of_net(net) == *family);
+        Family::BOTH.into_iter().filter(has)
+    }
+
     /// The match of the jail's subnets, once for each family that it has.
     fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
         Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
@@ -308,6 +361,14 @@ impl Scope<'_> {
             nets => Some(format!("{protocol} {side} {{ {} }}", nets.join(", "))),
         }
     }
+}
+
+/// An address of the subnet that no hook enrolled gets nothing.
+fn only_enrolled_members_speak(counter: &str) -> [String; 2] {
+    [("ipv4", "ip", "members4"), ("ipv6", "ip6", "members6")].map(|(nfproto, protocol, members)| {
+        let stranger = format!("meta nfproto {nfproto} ether saddr . {protocol} saddr != @{members}");
+        format!("{stranger} counter name {counter} goto reject_now")
+    })
 }
 
 fn an_allowed_net_reaches_members(allow: &Allow) -> Vec<String> {
@@ -394,6 +455,14 @@ fn protocol(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
+    }
+}
+
+/// What the names of sets for one family end in.
+fn digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
     }
 }
 

@@ -8,11 +8,11 @@ use insta::assert_snapshot;
 
 use super::admit::{self, Confirmed, Refusal};
 use super::conflict;
-use super::desired;
+use super::desired::{self, Steering};
 use super::facts::{
     Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, Surroundings, Tables, WallFacts,
 };
-use super::objects::{Mac, Route, Target};
+use super::objects::{Family, Mac, Route, Target};
 use super::plan::{self, PlanError};
 use super::policy::Jail;
 use super::verify::{self, Mismatch};
@@ -30,6 +30,7 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
         kind: Some(kind.to_owned()),
         mac: Some(Mac([2, 0x42, 0xac, 0x12, 0, 2])),
         up: true,
+        carrier: true,
         loopback: false,
         tunnel: kind == "tun",
         peer: None,
@@ -39,7 +40,13 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
 }
 
 fn exit(index: u32, name: &str, v4: bool, v6: bool) -> ExitFacts {
-    ExitFacts { link: link(index, name, "tun"), v4, v6 }
+    ExitFacts { link: link(index, name, "tun"), v4, v6, nets: Vec::new() }
+}
+
+/// eth1, whose neighbours are in these nets.
+fn nic(nets: &[&str]) -> ExitFacts {
+    let nets = nets.iter().map(|net| net.parse().unwrap()).collect();
+    ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true, nets }
 }
 
 fn surroundings(exits: Vec<ExitFacts>) -> Surroundings {
@@ -78,7 +85,7 @@ fn a_jail_with_everything() {
             { net = \"2001:db8:7::/64\", ports = [\"tcp/22\"], direction = \"in\" },
         ]",
     );
-    let nic = ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true };
+    let nic = nic(&["192.0.2.9/24", "2001:db8::9/64"]);
     assert_snapshot!(raised(&jail, &surroundings(vec![exit(5, "tun0", true, false), nic])));
 }
 
@@ -98,6 +105,51 @@ fn a_member() {
     assert_snapshot!(text);
 }
 
+/// The part of the wall's table that says who answers names and which ports of the host are open.
+fn rules_with(body: &str, words: &[&str]) -> String {
+    let wall = desired::wall(&jail(body), 7400, &surroundings(vec![exit(5, "tun0", true, true)]));
+    let is_of = |line: &&str| words.iter().any(|word| line.contains(word));
+    wall.ruleset.text().lines().filter(is_of).map(|line| format!("{}\n", line.trim())).collect()
+}
+
+#[test]
+fn servers_answer_every_question() {
+    let one = rules_with("exit = \"tun0\"\ndns = [\"192.0.2.53\"]", &["dns", "dport 53", "fib daddr type"]);
+    let more = "exit = \"tun0\"\ndns = [\"192.0.2.53\", \"2001:db8::53\", \"192.0.2.54\"]";
+    assert_snapshot!(format!("{one}\n{}", rules_with(more, &["dnat", "reject_now"])));
+}
+
+#[test]
+fn the_host_is_closed_but_for_what_is_named() {
+    let named = "exit = \"tun0\"\nhost = [\"udp/123\", \"tcp/8000\"]";
+    let engine = "exit = \"tun0\"\ndns = \"engine\"\nenrolled_only = true";
+    let words = ["123", "8000", "dport 53", "rejected_host goto"];
+    assert_snapshot!(format!("{}\n{}", rules_with(named, &words), rules_with(engine, &words)));
+}
+
+#[test]
+fn the_engines_resolver_is_refused_or_steered_or_free() {
+    let resolver = |body: &str, interfaces: &[Confirmed]| {
+        let (elements, steering) = desired::resolver(&jail(&format!("exit = \"tun0\"\n{body}")).dns, interfaces);
+        let elements: Vec<String> = elements.iter().map(ToString::to_string).collect();
+        (elements, steering)
+    };
+    let nothing = (vec![], None);
+    assert_eq!(resolver("", &[member()]), nothing);
+    assert_eq!(
+        resolver("dns = \"engine\"", &[member()]),
+        (vec!["inet tunjail resolvers { 127.0.0.11 }".to_owned()], None)
+    );
+    let servers = "dns = [\"2001:db8::53\", \"192.0.2.53\", \"192.0.2.54\"]";
+    let steering = Steering { server: "192.0.2.53".parse().unwrap(), source: "172.18.0.2".parse().unwrap() };
+    assert_eq!(resolver(servers, &[member()]), (vec![], Some(steering)));
+    // Nothing of IPv4 to ask, or to ask as.
+    assert_eq!(resolver("dns = [\"2001:db8::53\"]", &[member()]), nothing);
+    let v6_only = Confirmed { addresses: vec!["fd00:18::2".parse().unwrap()], ..member() };
+    assert_eq!(resolver(servers, &[v6_only]), nothing);
+    assert_snapshot!(plan::Change::Steer(steering).lines("/proc/7/ns/net"));
+}
+
 #[test]
 fn an_exit_without_ipv6_leaves_ipv6_unreachable() {
     let wall = desired::wall(&jail("exit = \"tun0\""), 7400, &surroundings(vec![exit(5, "tun0", true, false)]));
@@ -111,8 +163,7 @@ fn an_exit_without_ipv6_leaves_ipv6_unreachable() {
 
 #[test]
 fn an_ethernet_exit_without_a_next_hop_carries_nothing() {
-    let nic = ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true };
-    let wall = desired::wall(&jail("exit = \"eth1\""), 7400, &surroundings(vec![nic]));
+    let wall = desired::wall(&jail("exit = \"eth1\""), 7400, &surroundings(vec![nic(&["192.0.2.9/24"])]));
     assert!(
         !wall.routes.iter().any(|route| matches!(&route.target, Target::Dev { name, .. } if name.as_str() == "eth1"))
     );
@@ -126,6 +177,51 @@ fn an_exit_that_is_down_carries_nothing() {
     assert!(
         !wall.routes.iter().any(|route| matches!(&route.target, Target::Dev { name, .. } if name.as_str() == "tun0"))
     );
+}
+
+/// The default routes of a jail with two exits, in the order in which the kernel takes them.
+fn defaults(surroundings: Vec<ExitFacts>) -> Vec<String> {
+    let jail = jail("exit = [\"tun0\", \"eth1\"]\ngateway = \"192.0.2.1\"");
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, bridge: None });
+    let everything = Family::V4.everything();
+    let mut routes: Vec<_> = wall.routes.into_iter().filter(|route| route.destination == everything).collect();
+    routes.sort_by_key(|route| route.metric);
+    routes.iter().map(ToString::to_string).map(|text| text.replace(" protocol 116", "")).collect()
+}
+
+#[test]
+fn an_exit_keeps_its_place_whatever_becomes_of_the_others() {
+    let (tun, eth) = (exit(5, "tun0", true, true), nic(&["192.0.2.9/24"]));
+    let (end, by_tun) = ("unreachable default metric 4294967295", "default dev tun0 metric 100");
+    let by_eth = "default via 192.0.2.1 dev eth1 metric 101";
+    assert_eq!(defaults(vec![tun.clone(), eth.clone()]), [by_tun, by_eth, end]);
+    assert_eq!(defaults(vec![tun.clone()]), [by_tun, end]);
+    assert_eq!(defaults(vec![eth]), [by_eth, end]);
+    assert_eq!(defaults(vec![tun, nic(&["198.51.100.9/24"])]), [by_tun, end], "no neighbour of eth1");
+}
+
+#[test]
+fn an_exit_without_a_carrier_comes_after_those_that_have_one() {
+    let without = |mut exit: ExitFacts| {
+        exit.link.carrier = false;
+        exit
+    };
+    let (tun, eth) = (exit(5, "tun0", true, true), nic(&["192.0.2.9/24"]));
+    let end = "unreachable default metric 4294967295";
+    let (by_tun, by_eth) = ("default dev tun0 metric", "default via 192.0.2.1 dev eth1 metric");
+    assert_eq!(
+        defaults(vec![without(tun.clone()), eth.clone()]),
+        [format!("{by_eth} 101"), format!("{by_tun} 102"), end.into()]
+    );
+    assert_eq!(
+        defaults(vec![tun.clone(), without(eth.clone())]),
+        [format!("{by_tun} 100"), format!("{by_eth} 103"), end.into()]
+    );
+    assert_eq!(
+        defaults(vec![without(tun.clone()), without(eth)]),
+        [format!("{by_tun} 100"), format!("{by_eth} 101"), end.into()]
+    );
+    assert_eq!(defaults(vec![without(tun)]), [format!("{by_tun} 100"), end.into()], "better than nothing: it may come");
 }
 
 fn standing(wall: &desired::Wall) -> WallFacts {
@@ -251,8 +347,10 @@ fn a_subnet_that_the_host_lives_in_is_refused() {
 }
 
 fn netns(links: Vec<Link>, addresses: &[(u32, &str)]) -> NetnsFacts {
-    let address =
-        |(index, text): &(u32, &str)| Address { index: *index, address: text.parse().unwrap(), prefix_len: 16 };
+    let address = |(index, text): &(u32, &str)| {
+        let address = text.parse().unwrap();
+        Address { index: *index, address, peer: address, prefix_len: 16 }
+    };
     let mut all = vec![Link { loopback: true, kind: None, mac: None, ..link(1, "lo", "") }];
     all.extend(links);
     NetnsFacts { id: NetnsId { dev: 4, ino: 1 }, links: all, addresses: addresses.iter().map(address).collect() }

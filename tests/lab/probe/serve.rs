@@ -12,9 +12,11 @@ pub fn run(addresses: &[&str]) -> super::Done {
         let echo = TcpListener::bind((addr, 7))?;
         let http = TcpListener::bind((addr, 80))?;
         let udp = UdpSocket::bind((addr, 7))?;
+        let who = UdpSocket::bind((addr, 80))?;
         thread::spawn(move || accept(&echo, |stream, _| echo_back(stream)));
         thread::spawn(move || accept(&http, answer_http));
-        thread::spawn(move || echo_datagrams(&udp));
+        thread::spawn(move || answer_datagrams(&udp, |said, _| said.to_vec()));
+        thread::spawn(move || answer_datagrams(&who, |_, peer| peer.ip().to_string().into_bytes()));
     }
     ready()
 }
@@ -50,12 +52,12 @@ fn echo_back(mut stream: TcpStream) {
     }
 }
 
-fn echo_datagrams(socket: &UdpSocket) {
+fn answer_datagrams(socket: &UdpSocket, answer: fn(&[u8], SocketAddr) -> Vec<u8>) {
     let mut buffer = [0; 2048];
     loop {
         // Errors here are ICMP answers to earlier datagrams: the next caller still wants an answer.
         if let Ok((count, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..count], peer);
+            let _ = socket.send_to(&answer(&buffer[..count], peer), peer);
         }
     }
 }
