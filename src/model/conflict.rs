@@ -81,6 +81,10 @@ pub fn with_rule(jail: &Jail, bridge: Option<&IfName>, rule: &OtherRule) -> Catc
     if rule.inverted {
         return Catches::Packets;
     }
+    // Towards members: no way out.
+    if rule.destination.is_some_and(|net| jail.subnets.iter().any(|subnet| subnet.contains(&net))) {
+        return Catches::Nothing;
+    }
     let of_a_member = rule.source.is_none_or(|net| jail.subnets.iter().any(|subnet| overlaps(subnet, &net)));
     let by_the_bridge = rule.iif.as_deref().is_none_or(|iif| bridge.is_some_and(|bridge| bridge.as_str() == iif));
     match (of_a_member && by_the_bridge, rule.marked) {

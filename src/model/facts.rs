@@ -155,6 +155,7 @@ pub struct OtherRule {
     /// `not`: it takes what its selectors do not match.
     pub inverted: bool,
     pub source: Option<IpNet>,
+    pub destination: Option<IpNet>,
     pub iif: Option<String>,
     /// It has a mark to match.
     pub marked: bool,

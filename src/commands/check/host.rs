@@ -2,6 +2,7 @@
 //! jail's table. Each was seen to do so; a setting that only might is not in here.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,9 +14,13 @@ use crate::config::Config;
 use crate::hold::{Kernel, wall};
 use crate::kernel::nftables;
 use crate::model::conflict::{self, Catches};
-use crate::model::facts::Link;
+use crate::model::facts::{FibAnswer, Link};
 use crate::model::objects::{Family, RULE_PRIORITY};
 use crate::model::policy::Jail;
+
+/// Addresses of nobody (RFC 5737, RFC 3849).
+const SOMEWHERE4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const SOMEWHERE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 
 /// What concerns the whole host.
 pub fn look(findings: &mut Findings, config: &Config, host: &mut Kernel) {
@@ -27,7 +32,9 @@ pub fn look(findings: &mut Findings, config: &Config, host: &mut Kernel) {
 
 /// What concerns one jail.
 pub fn look_at_jail(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey, host: &mut Kernel) {
-    rules_before_its_own(findings, what, jail, survey, host);
+    if rules_before_its_own(findings, what, jail, survey, host) == Some(0) && survey.stands() {
+        answers_reach_the_bridge(findings, what, jail, survey, host);
+    }
     interfaces(findings, what, jail, survey);
     firewalls(findings, what, jail, survey);
 }
@@ -90,14 +97,24 @@ fn router_adverts(findings: &mut Findings, config: &Config, host: &mut Kernel, l
     }
 }
 
-/// An ip rule of others that is asked first.
-fn rules_before_its_own(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey, host: &mut Kernel) {
-    let Some(rules) = findings.take(what, host.rtnl.other_rules(RULE_PRIORITY).map_err(Into::into)) else { return };
+/// Ip rules of others that are asked first. Returns how many take the jail's packets.
+fn rules_before_its_own(
+    findings: &mut Findings,
+    what: &str,
+    jail: &Jail,
+    survey: &wall::Survey,
+    host: &mut Kernel,
+) -> Option<usize> {
+    let rules = findings.take(what, host.rtnl.other_rules(RULE_PRIORITY).map_err(Into::into))?;
+    let mut errors = 0;
     for rule in &rules {
         let verdict = match conflict::with_rule(jail, survey.surroundings.bridge.as_ref(), rule) {
             Catches::Nothing => continue,
             Catches::Marked => Verdict::Warning,
-            Catches::Packets => Verdict::Error,
+            Catches::Packets => {
+                errors += 1;
+                Verdict::Error
+            }
         };
         let whom =
             if verdict == Verdict::Error { "the jail's packets" } else { "those of its packets that get this mark" };
@@ -112,6 +129,56 @@ fn rules_before_its_own(findings: &mut Findings, what: &str, jail: &Jail, survey
                 rule.priority, rule.text, rule.text, rule.priority
             ),
         );
+    }
+    Some(errors)
+}
+
+/// What comes in by an exit for a member asks the host's rules, all of them: one that leads everything elsewhere (a VPN of
+/// the host's own without exceptions) takes the answers along.
+fn answers_reach_the_bridge(
+    findings: &mut Findings,
+    what: &str,
+    jail: &Jail,
+    survey: &wall::Survey,
+    host: &mut Kernel,
+) {
+    let Some(bridge) = &survey.bridge else { return };
+    for exit in survey.surroundings.exits.iter().filter(|exit| exit.link.up) {
+        for subnet in &jail.subnets {
+            let family = Family::of_net(subnet);
+            let (ip, somewhere) = match family {
+                Family::V4 => ("ip", IpAddr::from(SOMEWHERE4)),
+                Family::V6 => ("ip -6", IpAddr::from(SOMEWHERE6)),
+            };
+            // An address that a member may have, and hardly the host itself.
+            let Some(member) = subnet.hosts().nth(251).or_else(|| subnet.hosts().last()) else { continue };
+            if !exit.has(family) || !is_forwarded(&exit.link.name, family) {
+                continue;
+            }
+            // An error is a strict reverse path's (fib_validate_source): the question was wrong, not the way.
+            let Ok(answers) = host.rtnl.ways(&[(somewhere, member)], exit.link.index) else { continue };
+            if answers.iter().all(|answer| [FibAnswer::Out(bridge.index), FibAnswer::Local].contains(answer)) {
+                continue;
+            }
+            let mend = RULE_PRIORITY - 100;
+            findings.add(
+                Verdict::Warning,
+                what,
+                format!(
+                    "an ip rule of others leads what comes in by {} for {subnet} elsewhere than to bridge {}: members get no \
+                     answers; {ip} rule add pref {mend} to {subnet} lookup main",
+                    exit.link.name, bridge.name
+                ),
+            );
+        }
+    }
+}
+
+fn is_forwarded(name: &str, family: Family) -> bool {
+    let is_off = |parts: &[&str]| setting(parts).as_deref() == Some("0");
+    match family {
+        Family::V4 => !is_off(&["ipv4", "ip_forward"]) && !is_off(&["ipv4", "conf", name, "forwarding"]),
+        Family::V6 => !is_off(&["ipv6", "conf", "all", "forwarding"]),
     }
 }
 

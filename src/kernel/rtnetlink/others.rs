@@ -125,7 +125,7 @@ fn other_rule_in(answer: RouteNetlinkMessage) -> Option<OtherRule> {
     // "lookup T" comes first: what suppresses belongs to it.
     text.push_str(&action);
     text.push_str(&more);
-    Some(OtherRule { family, priority, inverted, source, iif, marked, text })
+    Some(OtherRule { family, priority, inverted, source, destination, iif, marked, text })
 }
 
 fn named(net: Option<IpNet>) -> String {

@@ -126,6 +126,14 @@ const SETTINGS: &[Setting] = &[
         says: &["the ip rule \"699: not from all fwmark 0xca6c lookup 254\" is asked before"],
         mend: "ip -6 rule add pref 32765 not from all fwmark 0xca6c lookup 254; ip -6 rule del pref 699",
     },
+    // A VPN of the host's own without exceptions: an exit node of Tailscale's without access to the LAN.
+    Setting {
+        bad: "ip -6 rule add pref 5270 lookup 52; ip -6 route add default via 2001:db8:178::1 table 52",
+        ask: ask6,
+        verdict: "warning",
+        says: &["leads what comes in by tun0 for fd00:18::/64 elsewhere than to bridge vpn"],
+        mend: "ip -6 rule add pref 600 to fd00:18::/64 lookup main",
+    },
     Setting {
         bad: "ip rule add pref 50 fwmark 0x77 lookup main
             nft add table inet marks; nft 'add chain inet marks pre { type filter hook prerouting priority -150; }'
