@@ -1,5 +1,6 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+mod others;
 mod own;
 
 use std::collections::HashMap;
