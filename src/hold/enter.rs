@@ -242,10 +242,12 @@ pub(super) fn hold(
     member.lock = made;
     forward::take(host, store, config, &member)?;
 
+    let gained = forward::gained(store, before.as_ref(), &member);
+
     close_lock(&mut inside.nfnl, member.lock)?;
     if let Some(before) = &before {
         leave_what_is_no_longer_its(host, &mut inside.nfnl, store, before, &desired)?;
-        forward::give_up(host, before, &member)?;
+        forward::give_up(host, store, before, &member)?;
         store.release(before, &dead, &[])?;
         store.release_forwards(before, &forward::given_up(before, &member))?;
     }
@@ -258,6 +260,7 @@ pub(super) fn hold(
     }
     let sources = member.interfaces.iter().flat_map(|interface| interface.addresses.clone());
     way::leads_by_the_exits(host, jail, &survey, sources.collect())?;
+    forward::callers_begin_anew(host, &survey.exits(), &gained);
 
     let (resolver, steering) = desired::resolver(&jail.dns, &member.interfaces);
     let steered = match steering {

@@ -7,12 +7,13 @@ use anyhow::{Result, bail};
 
 use super::{Kernel, wall};
 use crate::config::Config;
-use crate::kernel::nftables;
+use crate::kernel::conntrack::Conntrack;
+use crate::kernel::{KernelError, nftables};
 use crate::model;
 use crate::model::names::{ContainerId, IfName, JailName};
-use crate::model::objects::Element;
+use crate::model::objects::{Element, Part};
 use crate::model::plan::Change;
-use crate::model::policy::{Forward, Jail, Port};
+use crate::model::policy::{Forward, Jail, Port, Transport};
 use crate::model::verify::Mismatch;
 use crate::store::{ContainerRecord, LockedStore, MemberRecord, RaisedBy, Store};
 
@@ -37,7 +38,7 @@ pub(super) fn take(host: &mut Kernel, store: &LockedStore, config: &Config, memb
         {
             forwards.retain(|forward| !ports.contains(&forward.port));
         }
-        give_up(host, &dead, &rest)?;
+        give_up(host, store, &dead, &rest)?;
         store.update_member(&rest)?;
         store.release_forwards(&dead, &given_up(&dead, &rest))?;
     }
@@ -119,11 +120,48 @@ pub(super) fn given_up(before: &MemberRecord, after: &MemberRecord) -> Vec<Forwa
 }
 
 /// Removes the elements that led ports to `before` and would not to `after`.
-pub(super) fn give_up(host: &mut Kernel, before: &MemberRecord, after: &MemberRecord) -> Result<()> {
+pub(super) fn give_up(host: &mut Kernel, store: &Store, before: &MemberRecord, after: &MemberRecord) -> Result<()> {
     let after = after.forward_elements();
-    let mut old = before.forward_elements();
+    let mut old = store.led_to(before);
     old.retain(|element| !after.contains(element));
     Ok(nftables::delete_elements(&mut host.nfnl, &old)?)
+}
+
+/// Callers of UDP ports that never pause are sent to where `elements` lead now, not to where those ports led, or did not,
+/// when they began. Others need nothing, and those who pause for a minute or two get there anyway: where it fails, that
+/// is said and no more.
+pub(super) fn callers_begin_anew(host: &mut Kernel, exits: &[u32], elements: &[Element]) {
+    let mut ports: Vec<u16> = elements
+        .iter()
+        .filter_map(|element| match element.key.as_slice() {
+            [Part::Protocol(Transport::Udp), Part::Number(port), ..] => Some(*port),
+            _ => None,
+        })
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    if ports.is_empty() {
+        return;
+    }
+    if let Err(error) = forget_callers(host, exits, &ports) {
+        eprintln!("tunjail: warning: whoever called a forwarded UDP port before may have to pause: {error}");
+    }
+}
+
+fn forget_callers(host: &mut Kernel, exits: &[u32], ports: &[u16]) -> Result<(), KernelError> {
+    let mut conntrack = Conntrack::open()?;
+    for exit in exits {
+        for address in host.rtnl.addresses(Some(*exit))? {
+            conntrack.forget_datagrams(address.address, ports)?;
+        }
+    }
+    Ok(())
+}
+
+/// What `after` has and `before` had not, or elsewhere.
+pub(super) fn gained(store: &Store, before: Option<&MemberRecord>, after: &MemberRecord) -> Vec<Element> {
+    let before = before.map(|before| store.led_to(before)).unwrap_or_default();
+    after.forward_elements().into_iter().filter(|element| !before.contains(element)).collect()
 }
 
 /// What is asked for by hand.
@@ -143,11 +181,12 @@ struct Turn<'a> {
 /// Gives ports of the exit to a container, or takes them from it.
 pub fn turn(host: &mut Kernel, store: &LockedStore, config: &Config, id: &ContainerId, wish: Wish) -> Result<()> {
     let Turn { jail, before, after } = look(store, config, id, wish)?;
-    wall::ensure(host, store, jail, RaisedBy::Hook)?;
+    let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
     take(host, store, config, &after)?;
-    let turned = give_up(host, &before, &after).and_then(|()| {
-        store.link_forwards(&after)?;
+    let gained = gained(store, Some(&before), &after);
+    let turned = give_up(host, store, &before, &after).and_then(|()| {
         store.update_member(&after)?;
+        store.link_forwards(&after)?;
         let elements = after.forward_elements();
         nftables::add_elements(&mut host.nfnl, &elements)?;
         match nftables::first_missing(&mut host.nfnl, &elements)? {
@@ -155,9 +194,12 @@ pub fn turn(host: &mut Kernel, store: &LockedStore, config: &Config, id: &Contai
             None => Ok(store.release_forwards(&before, &given_up(&before, &after))?),
         }
     });
-    let Err(error) = turned else { return Ok(()) };
+    let Err(error) = turned else {
+        callers_begin_anew(host, &survey.exits(), &gained);
+        return Ok(());
+    };
     // Only ever less than there was: what could not be added is taken back, and what was given up stays so.
-    let taken_back = give_up(host, &after, &before).and_then(|()| {
+    let taken_back = give_up(host, store, &after, &before).and_then(|()| {
         store.update_member(&before)?;
         Ok(store.release_forwards(&after, &given_up(&after, &before))?)
     });
@@ -178,7 +220,7 @@ pub fn plan_to_turn(
     let Turn { jail, before, after } = look(store, config, id, wish)?;
     let survey = wall::survey(host, store, jail)?;
     let mut steps = wall::plan_to_raise(host, store, jail, &survey)?;
-    let (old, new) = (before.forward_elements(), after.forward_elements());
+    let (old, new) = (store.led_to(&before), after.forward_elements());
     let lost: Vec<Element> = takeable(store, config, &after)?
         .iter()
         .flat_map(|(dead, ports)| {
@@ -187,7 +229,7 @@ pub fn plan_to_turn(
         })
         .chain(old.iter().filter(|element| !new.contains(element)).cloned())
         .collect();
-    let gained: Vec<Element> = new.into_iter().filter(|element| !old.contains(element)).collect();
+    let gained = gained(store, Some(&before), &after);
     steps.extend((!lost.is_empty()).then_some(Change::DeleteElements(lost)));
     steps.extend((!gained.is_empty()).then_some(Change::AddElements(gained)));
     Ok(steps)

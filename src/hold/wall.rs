@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 use super::leave::shut_elements;
-use super::{Kernel, way};
+use super::{Kernel, forward, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -190,6 +190,9 @@ fn raise(
     for step in &steps {
         host.apply(step)?;
     }
+    if !survey.tables_intact {
+        forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
+    }
     let observed = look(host, &jail.name, table)?;
     record.loaded = match survey.tables_intact {
         true => record.loaded,
@@ -251,7 +254,7 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
-        elements.extend(member.forward_elements());
+        elements.extend(store.led_to(&member));
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::desired;
-use super::facts::{ExitFacts, HostNet};
+use super::facts::{ExitFacts, HostNet, OtherRule};
 use super::names::{IfName, JailName};
 use super::objects::Family;
 use super::policy::Jail;
@@ -114,5 +114,36 @@ pub fn with_uplink(jail: &Jail, exits: &[ExitFacts], defaults: &[u32]) -> Result
     match exits.iter().find(|exit| !exit.link.tunnel && is_the_only(exit.link.index)) {
         Some(exit) => Err(ExitIsUplink { jail: jail.name.clone(), exit: exit.link.name.clone() }),
         None => Ok(()),
+    }
+}
+
+/// What a rule of others, asked before the jail's own, takes of the jail's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Catches {
+    Nothing,
+    /// Those that something on the host marks.
+    Marked,
+    Packets,
+}
+
+/// What `rule` takes of the packets of `jail`, come in by `bridge`. Where that depends on the packet, it takes it.
+pub fn with_rule(jail: &Jail, bridge: Option<&IfName>, rule: &OtherRule) -> Catches {
+    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    if !jail.subnets.iter().any(|subnet| Family::of_net(subnet) == rule.family) {
+        return Catches::Nothing;
+    }
+    if rule.inverted {
+        return Catches::Packets;
+    }
+    // Towards members: no way out.
+    if rule.destination.is_some_and(|net| jail.subnets.iter().any(|subnet| subnet.contains(&net))) {
+        return Catches::Nothing;
+    }
+    let of_a_member = rule.source.is_none_or(|net| jail.subnets.iter().any(|subnet| overlaps(subnet, &net)));
+    let by_the_bridge = rule.iif.as_deref().is_none_or(|iif| bridge.is_some_and(|bridge| bridge.as_str() == iif));
+    match (of_a_member && by_the_bridge, rule.marked) {
+        (false, _) => Catches::Nothing,
+        (true, true) => Catches::Marked,
+        (true, false) => Catches::Packets,
     }
 }

@@ -2,6 +2,7 @@
 //! exit, and nothing else comes in.
 
 mod command;
+mod exits;
 mod owners;
 
 use std::time::Duration;
@@ -10,12 +11,14 @@ use rstest::rstest;
 
 use crate::engine::Container;
 use crate::engine::oci::{Bundle, Oci};
-use crate::rootfs::PROBE;
-use crate::run::{Job, Out, answer, wait_until};
+use crate::rootfs::{self, PROBE};
+use crate::run::{Cmd, Job, Out, answer, wait_until};
 use crate::scene::{self, Scene};
 use crate::vpn::{TUN, TUNNEL_NET4};
 use crate::works;
 use crate::world::{HOST4, HOST6, Lab, VPN4, VPN6};
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// Whom a member sees when somebody on the internet calls the VPN server.
 pub const CALLER4: &str = "203.0.113.1";
@@ -141,4 +144,40 @@ fn a_forwarded_port_is_reached_from_behind_the_exit_alone(#[case] runtime: &'sta
     }
     let left = scene.lab.snapshot();
     assert!(left.part("/run/tunjail") == "absent\n", "{}", left.part("/run/tunjail"));
+}
+
+/// Peers that go on sending while nobody has the port keep the kernel's memory of where their packets went. Whoever gets
+/// the port then gets them too, and whoever gave it up does not.
+#[test]
+fn callers_that_never_pause_reach_the_ports_new_owner() {
+    let mut scene = scene::strict();
+    scene.client.start_and_wait();
+    provide(&scene.lab);
+    let mut flows: Vec<Job> = [VPN4, VPN6]
+        .iter()
+        .map(|server| {
+            let args = ["udp-flood", server, "7", "50", "60"];
+            Cmd::new(rootfs::probe(), &args).within(&scene.lab.inet).spawn()
+        })
+        .collect();
+    for flow in &mut flows {
+        flow.wait_figures("the callers to call", SOON, |line| line["sent"].as_u64() > Some(20));
+    }
+    let mut first = member(&scene, "runc", "m1", 2, "udp/7");
+    let services = serve(&first, 2);
+    let answered = |flows: &mut Vec<Job>, whom: &str| {
+        for flow in flows {
+            let before = flow.figure("answered");
+            flow.wait_figures(whom, SOON, |line| line["answered"].as_u64() > Some(before + 10));
+        }
+    };
+    answered(&mut flows, "the first owner to be reached");
+    // Taken from one, given to another, by hand.
+    let second = member(&scene, "runc", "m2", 3, "tcp/1");
+    let _others = serve(&second, 3);
+    scene.lab.tunjail_ok(&["forward", "remove", "m1", "udp/7"]);
+    scene.lab.tunjail_ok(&["forward", "add", "m2", "udp/7"]);
+    answered(&mut flows, "the second owner to be reached");
+    drop(services);
+    first.remove();
 }

@@ -21,10 +21,10 @@ use nix::libc;
 
 pub use self::counters::{Counter, counters, elements};
 pub use self::lock::close as close_lock;
-pub use self::nft::{check, find as find_nft, load};
+pub use self::nft::{check, find as find_nft, load, ruleset};
 pub use self::steering::steer;
 use super::KernelError;
-use super::nfnetlink::{Answer, Nfnl, Request};
+use super::nfnetlink::{Answer, Nfnl, Request, values};
 use crate::model::facts::Fingerprint;
 use crate::model::objects::{Element, Set, TableId};
 
@@ -83,16 +83,6 @@ impl Digest {
     fn finish(self) -> Fingerprint {
         Fingerprint(self.0.finish())
     }
-}
-
-/// The values of the attributes of this kind.
-fn values(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
-    NlasIterator::new(attributes).flatten().filter(move |attribute| attribute.kind() == kind).map(|attribute| {
-        // `value()` borrows from the attribute; its buffer outlives that.
-        const HEADER_LEN: usize = 4;
-        let end = HEADER_LEN + attribute.value_length();
-        attribute.into_inner().get(HEADER_LEN..end).unwrap_or_default()
-    })
 }
 
 fn string_in(attributes: &[u8], kind: u16) -> Option<&[u8]> {
