@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::kernel::signals::{Signals, Told};
 use crate::kernel::watch::{Watch, Woken};
 use crate::model::names::{IfName, JailName};
+use crate::model::objects::Target;
 use crate::model::plan::Change;
 use crate::model::policy::{Jail, Routes};
 use crate::store::Store;
@@ -32,8 +33,8 @@ const REST: Duration = Duration::from_millis(40);
 /// How often it tries at once.
 const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
-/// A jail that was mended so often within [`QUARREL_TIME`] is being undone by somebody.
-const QUARREL: usize = 20;
+/// A jail to which others did so much within [`QUARREL_TIME`] is being undone by somebody.
+const QUARREL: usize = 100;
 const QUARREL_TIME: Duration = Duration::from_secs(10);
 
 /// What there is to tell.
@@ -140,7 +141,7 @@ struct Memory {
     by: Option<[Option<IfName>; 2]>,
     is_led_by_others: bool,
     trouble: Option<Trouble>,
-    /// When it was mended lately.
+    /// When what others did to it was mended lately.
     mended: VecDeque<Instant>,
     said_unconfigured: bool,
 }
@@ -250,7 +251,7 @@ impl Keeper<'_> {
                 for step in &steps {
                     self.audience.hear(&Event::Did { jail: name, step });
                 }
-                memory.was_mended(name, self.audience);
+                memory.was_mended(name, &steps, self.audience);
                 if let Some(survey) = left.filter(Survey::stands) {
                     memory.leaves(name, &survey, self.audience);
                 }
@@ -352,8 +353,10 @@ impl Memory {
         self.is_in_a_quarrel() && self.mended.back().is_some_and(|last| last.elapsed() < RETRY)
     }
 
-    fn was_mended(&mut self, name: &JailName, audience: &mut dyn Audience) {
-        self.mended.push_back(Instant::now());
+    fn was_mended(&mut self, name: &JailName, steps: &[Change], audience: &mut dyn Audience) {
+        if steps.iter().any(|step| !follows_an_interface(step)) {
+            self.mended.push_back(Instant::now());
+        }
         if !self.is_in_a_quarrel() {
             return self.rests(name, audience);
         }
@@ -406,6 +409,16 @@ impl Memory {
                 format!("{name} by {} (IPv4), {} (IPv6)", shown(v4), shown(v6))
             }
         })
+    }
+}
+
+/// Such routes come and go with their interface, as often as that does.
+fn follows_an_interface(step: &Change) -> bool {
+    match step {
+        Change::AddRoute { route, .. } | Change::DeleteRoute { route, .. } => {
+            matches!(route.target, Target::Dev { .. })
+        }
+        _ => false,
     }
 }
 
