@@ -311,12 +311,25 @@ impl Scope<'_> {
 
     /// After all translation of addresses (100).
     fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
-        let rules = [self.members_ask_in_the_exits_own_name(), self.members_answer_in_the_exits_own_name()];
+        let rules = [
+            self.nothing_leaves_in_a_members_own_name(),
+            self.members_ask_in_the_exits_own_name(),
+            self.members_answer_in_the_exits_own_name(),
+        ];
         Chain {
             name: "own_name",
             hook: Some("type filter hook postrouting priority 110; policy accept;"),
             rules: rules.concat(),
         }
+    }
+
+    /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
+    /// went, or that began while the ruleset was gone; an answer that nobody asked for.
+    fn nothing_leaves_in_a_members_own_name(&self) -> Vec<String> {
+        let exits = names(&self.jail.exits);
+        self.by_family("saddr")
+            .map(|source| format!("oifname {exits} {source} counter name rejected_out drop"))
+            .collect()
     }
 
     /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
