@@ -16,7 +16,7 @@ use crate::world::{Lab, SERVICE4, SERVICE6};
 pub struct Scene {
     pub client: Client,
     /// Runs until the scene is over.
-    _server: Vpn,
+    pub server: Vpn,
     pub bridge: Bridge,
     pub lab: Lab,
 }
@@ -29,7 +29,7 @@ impl Scene {
         let client = server.client(Some(&lab.exit_script()));
         let bridge = Bridge::new(&lab);
         lab.configure(config);
-        Self { client, _server: server, bridge, lab }
+        Self { client, server, bridge, lab }
     }
 
     /// A member of the jail: 172.18.0.`n`, fd00:18::`n`.

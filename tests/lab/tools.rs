@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("crun", "crun"),
     ("ctr", "containerd"),
     ("dnsmasq", "dnsmasq-base"),
+    ("curl", "curl"),
     ("docker", "docker.io"),
     ("dockerd", "docker.io"),
     ("ip", "iproute2"),
