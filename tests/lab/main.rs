@@ -63,6 +63,7 @@ mod install;
 mod late;
 mod matrix;
 mod openvpn;
+mod recipe;
 mod refusals;
 mod runtime;
 mod teardown;
