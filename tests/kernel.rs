@@ -24,7 +24,7 @@ fn run(program: &str, arguments: &str) -> String {
 
 fn out4(address: &str) -> Element {
     let key = vec![Part::Name("eth0".parse().unwrap()), Part::Address(address.parse().unwrap())];
-    Element { table: TableId::lock(), set: Set::Out4, key }
+    Element { table: TableId::lock(), set: Set::Out4, key, value: Vec::new() }
 }
 
 #[test]
@@ -201,4 +201,27 @@ fn rules_and_routes_are_read_back_as_they_were_written() {
         }
     }
     assert_eq!(before, (run("ip", "rule"), run("ip", "-6 rule"), run("ip", "route show table all")));
+}
+
+#[test]
+fn datagrams_to_a_port_are_forgotten_and_no_others() {
+    use std::net::{IpAddr, UdpSocket};
+    use tunjail::kernel::conntrack::Conntrack;
+
+    fresh_namespace();
+    run("ip", "link set lo up");
+    nftables::load("table inet t { chain c { type filter hook output priority 0; ct state new counter\n }\n }")
+        .unwrap();
+    let addresses: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+    let mut conntrack = Conntrack::open().unwrap();
+    for address in addresses {
+        let (others, meant): (Vec<u16>, Vec<u16>) = (vec![7, 9, 10], vec![8, 11]);
+        let sockets: Vec<UdpSocket> = (0..200).map(|_| UdpSocket::bind((address, 0)).unwrap()).collect();
+        for (socket, port) in sockets.iter().zip(others.iter().chain(&meant).cycle()) {
+            socket.send_to(b"x", (address, *port)).unwrap();
+        }
+        assert_eq!(conntrack.forget_datagrams(address, &meant).unwrap(), 80, "{address}");
+        assert_eq!(conntrack.forget_datagrams(address, &meant).unwrap(), 0, "{address}");
+        assert_eq!(conntrack.forget_datagrams(address, &others).unwrap(), 120, "{address}");
+    }
 }

@@ -4,6 +4,7 @@ mod attend;
 mod check;
 mod down;
 mod exit;
+mod forward;
 mod hook;
 mod install;
 mod runtime;
@@ -46,6 +47,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => down::run(config, &args),
         Command::Exit(args) => exit::run(config, args),
         Command::Watch(args) => watch::run(config, &args),
+        Command::Forward(args) => forward::run(config, args),
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),
         Command::Runtime(args) => runtime::run(config, &args),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::forward::{self, Lead};
 use crate::cli::Show;
 use crate::config::Config;
 use crate::hold::{Kernel, leave, wall};
@@ -71,6 +72,8 @@ struct MemberReport {
     why: Option<String>,
     alive: bool,
     interfaces: Vec<InterfaceReport>,
+    /// Ports of the exit that lead to it.
+    forwards: Vec<Lead>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -199,8 +202,11 @@ fn members(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<Vec<Memb
         sent = nftables::elements(&TableId::guard(jail), Set::Own4)?;
         sent.extend(nftables::elements(&TableId::guard(jail), Set::Own6)?);
     }
-    let mut reports =
-        records.iter().map(|record| report_member(host, record, &sent)).collect::<Result<Vec<MemberReport>>>()?;
+    let brought = forward::brought(jail, &records)?;
+    let mut reports = records
+        .iter()
+        .map(|record| report_member(host, record, &sent, &brought))
+        .collect::<Result<Vec<MemberReport>>>()?;
     reports.extend(late_members(store, Some(jail))?);
     Ok(reports)
 }
@@ -217,12 +223,17 @@ fn late_members(store: &Store, jail: Option<&JailName>) -> Result<Vec<MemberRepo
                 Verdict::Admitted | Verdict::Nobodys => return None,
             };
             let containers = late.containers.iter().map(|container| container.id.to_string()).collect();
-            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new() })
+            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new(), forwards: Vec::new() })
         })
         .collect())
 }
 
-fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
+fn report_member(
+    host: &mut Kernel,
+    record: &MemberRecord,
+    sent: &[(Vec<String>, Counter)],
+    brought: &[(Vec<String>, Counter)],
+) -> Result<MemberReport> {
     let interfaces = record
         .interfaces
         .iter()
@@ -255,6 +266,7 @@ fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>,
         why: None,
         alive: leave::is_alive(host, record)?,
         interfaces,
+        forwards: forward::leads(record, brought),
     })
 }
 
@@ -323,6 +335,9 @@ fn print_members(out: &mut impl Write, members: &[MemberReport]) -> Result<()> {
                 interface.bytes,
                 interface.addresses.join(" ")
             )?;
+        }
+        for lead in &member.forwards {
+            writeln!(out, "  {:<14} {lead}", "")?;
         }
     }
     Ok(())

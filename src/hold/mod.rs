@@ -8,9 +8,13 @@
 //! - [`enter`]: a container, held from before its first instruction
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
+//! - [`endpoint`]: a tunnel's other end, where the tunnel covers it
+//! - [`forward`]: which ports of the exit lead to it meanwhile
 
 pub mod attend;
+pub mod endpoint;
 pub mod enter;
+pub mod forward;
 pub mod late;
 pub mod leave;
 mod sight;

@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hasher};
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
-use super::Kernel;
 use super::leave::shut_elements;
+use super::{Kernel, forward};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -184,6 +184,9 @@ fn raise(
     for step in &steps {
         host.apply(step)?;
     }
+    if !survey.tables_intact {
+        forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
+    }
     let observed = look(host, &jail.name, table)?;
     record.loaded = match survey.tables_intact {
         true => record.loaded,
@@ -244,13 +247,14 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
+        elements.extend(member.forward_elements());
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));
     }
     // Two records may claim one address; a set holds it once.
     elements.sort();
-    elements.dedup();
+    elements.dedup_by(|a, b| (&a.table, a.set, &a.key) == (&b.table, b.set, &b.key));
     Ok(elements)
 }
 

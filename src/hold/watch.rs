@@ -29,6 +29,9 @@ const RETRY: Duration = Duration::from_secs(3);
 /// It looks for a fifth of the time at most, however much happens, and after this time at the latest: a new flow has to
 /// find the next exit within 100 ms.
 const REST: Duration = Duration::from_millis(40);
+/// How often it tries at once.
+const TRIES: usize = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// A jail that was mended so often within [`QUARREL_TIME`] is being undone by somebody.
 const QUARREL: usize = 20;
 const QUARREL_TIME: Duration = Duration::from_secs(10);
@@ -238,11 +241,7 @@ impl Keeper<'_> {
         if memory.is_to_wait() {
             return;
         }
-        let mended = Store::open().lock().map_err(Into::into).and_then(|store| {
-            let steps = wall::follow(host, &store, jail);
-            store.tidy()?;
-            steps
-        });
+        let mended = mend(host, jail);
         // Read without the lock: another tunjail may have been quicker with the next change, which is told then.
         let left = look_at(host, &Store::open(), jail).ok().flatten();
         match mended {
@@ -305,6 +304,21 @@ impl Keeper<'_> {
     fn describe(&self) -> String {
         let jails: Vec<String> = self.jails.iter().filter_map(|(name, memory)| memory.describe(name)).collect();
         if jails.is_empty() { "no wall stands".to_owned() } else { jails.join("; ") }
+    }
+}
+
+/// Whoever wipes one thing may be about to wipe the next, and what was just put back is gone when it is read again.
+fn mend(host: &mut Kernel, jail: &Jail) -> Result<Vec<Change>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let store = Store::open().lock()?;
+        let steps = wall::follow(host, &store, jail);
+        store.tidy()?;
+        if steps.is_ok() || tries == TRIES {
+            return steps;
+        }
+        std::thread::sleep(BETWEEN_TRIES);
     }
 }
 

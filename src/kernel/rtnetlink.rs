@@ -1,5 +1,7 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+mod own;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -301,7 +303,8 @@ impl Rtnl {
 
     /// Asks the FIB where packets from a source to a destination, come in by interface `iif`, would go.
     pub fn ways(&mut self, pairs: &[(IpAddr, IpAddr)], iif: u32) -> Result<Vec<FibAnswer>, KernelError> {
-        let messages = pairs.iter().map(|(source, destination)| way_message(*source, *destination, iif)).collect();
+        let messages =
+            pairs.iter().map(|(source, destination)| way_message(Some(*source), *destination, Some(iif))).collect();
         let answers = self.connection.ask_each("asking for the members' way", messages)?;
         let mut found = Vec::new();
         for ((source, destination), answer) in pairs.iter().zip(answers) {
@@ -321,15 +324,17 @@ impl Rtnl {
     }
 }
 
-fn way_message(source: IpAddr, destination: IpAddr, iif: u32) -> RouteNetlinkMessage {
+fn way_message(source: Option<IpAddr>, destination: IpAddr, iif: Option<u32>) -> RouteNetlinkMessage {
     let bits = if destination.is_ipv4() { 32 } else { 128 };
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(Family::of(destination));
     message.header.destination_prefix_length = bits;
-    message.header.source_prefix_length = bits;
     message.attributes.push(RouteAttribute::Destination(destination.into()));
-    message.attributes.push(RouteAttribute::Source(source.into()));
-    message.attributes.push(RouteAttribute::Iif(iif));
+    if let Some(source) = source {
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message.attributes.extend(iif.map(RouteAttribute::Iif));
     RouteNetlinkMessage::GetRoute(message)
 }
 

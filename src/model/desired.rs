@@ -172,12 +172,12 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
             IpAddr::V6(_) => Set::Own6,
         };
         let key = vec![port.clone(), mac.clone(), Part::Address(address)];
-        elements.push(Element { table: table.clone(), set, key });
+        elements.push(Element { table: table.clone(), set, key, value: vec![] });
         if let IpAddr::V6(address) = address
             && !address.is_unspecified()
         {
             let key = vec![port.clone(), mac.clone(), Part::Raw(address)];
-            elements.push(Element { table: table.clone(), set: Set::Target6, key });
+            elements.push(Element { table: table.clone(), set: Set::Target6, key, value: vec![] });
         }
     }
     elements
@@ -194,6 +194,7 @@ fn is_judged(jail: &JailName, port: u32) -> [Element; 2] {
         table,
         set: Set::Ports,
         key: vec![Part::Index(port)],
+        value: vec![],
     })
 }
 
@@ -208,6 +209,7 @@ fn membership(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Members6,
             },
             key: vec![Part::Mac(interface.mac), Part::Address(*address)],
+            value: vec![],
         })
         .collect()
 }
@@ -222,6 +224,7 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Out6,
             },
             key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+            value: vec![],
         })
         .collect()
 }
@@ -246,7 +249,7 @@ pub fn resolver(dns: &Dns, interfaces: &[Confirmed]) -> (Vec<Element>, Option<St
         Dns::Block => (Vec::new(), None),
         Dns::Engine => {
             let key = vec![Part::Address(ENGINES_RESOLVER.into())];
-            (vec![Element { table: TableId::lock(), set: Set::Resolvers, key }], None)
+            (vec![Element { table: TableId::lock(), set: Set::Resolvers, key, value: vec![] }], None)
         }
         Dns::Servers(servers) => {
             let server = servers.iter().find_map(v4);

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::names::{IfName, JailName};
+use super::policy::Transport;
 
 /// The `rtm_protocol` that marks rules and routes as tunjail's (linux/rtnetlink.h: below `RTPROT_BOOT` is the
 /// kernel's, well-known daemons are listed there and in iproute2's rt_protos; 116 is free in both).
@@ -246,7 +247,7 @@ impl fmt::Display for TableId {
     }
 }
 
-/// A set that tunjail fills with elements.
+/// A set or map that tunjail fills with elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Set {
     /// guard and wall: interface indexes of members' bridge ports.
@@ -261,6 +262,14 @@ pub enum Set {
     Members4,
     /// wall: MAC, IPv6 of enrolled members.
     Members6,
+    /// wall, map: protocol and port at the exit to a member's IPv4 and port.
+    Forward4,
+    /// wall, map: the same to a member's IPv6 and port.
+    Forward6,
+    /// wall: protocol, port at the exit, a member's IPv4 and port that this one leads to.
+    Forwarded4,
+    /// wall: the same with a member's IPv6.
+    Forwarded6,
     /// lock: interface name and IPv4 that may emit.
     Out4,
     /// lock: interface name and IPv6 that may emit.
@@ -278,6 +287,10 @@ impl Set {
             Self::Target6 => "target6",
             Self::Members4 => "members4",
             Self::Members6 => "members6",
+            Self::Forward4 => "forward4",
+            Self::Forward6 => "forward6",
+            Self::Forwarded4 => "forwarded4",
+            Self::Forwarded6 => "forwarded6",
             Self::Out4 => "out4",
             Self::Out6 => "out6",
             Self::Resolvers => "resolvers",
@@ -285,7 +298,7 @@ impl Set {
     }
 }
 
-/// One component of a set element's key.
+/// One component of an element's key or value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     Index(u32),
@@ -294,58 +307,78 @@ pub enum Part {
     Address(IpAddr),
     /// An IPv6 address in a key that nft knows as a plain 128-bit integer.
     Raw(Ipv6Addr),
+    Protocol(Transport),
+    /// A port's number.
+    Number(u16),
 }
 
-/// A set element: which table and set, and its key.
+/// An element of a set or map: which table and set, its key and, in a map, its value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
     pub table: TableId,
     pub set: Set,
     pub key: Vec<Part>,
+    /// Empty in a set.
+    pub value: Vec<Part>,
 }
 
 impl Element {
-    /// The key as nf_tables compares it: each component padded with zeroes to a multiple of 4 bytes
-    /// (`NFT_REG32_SIZE`), names NUL-padded to `IFNAMSIZ`, indexes in the host's byte order.
     pub fn key_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(44);
-        for part in &self.key {
-            match part {
-                Part::Index(index) => bytes.extend(index.to_ne_bytes()),
-                Part::Name(name) => {
-                    let mut padded = [0; 16];
-                    padded[..name.len()].copy_from_slice(name.as_bytes());
-                    bytes.extend(padded);
-                }
-                Part::Mac(Mac(mac)) => bytes.extend(mac),
-                Part::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
-                Part::Address(IpAddr::V6(address)) | Part::Raw(address) => bytes.extend(address.octets()),
-            }
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
-        bytes
+        bytes(&self.key)
     }
 
-    /// The key as nft spells it.
-    pub fn key_text(&self) -> String {
-        let parts: Vec<String> = self
-            .key
-            .iter()
-            .map(|part| match part {
-                Part::Index(index) => index.to_string(),
-                Part::Name(name) => format!("\"{name}\""),
-                Part::Mac(mac) => mac.to_string(),
-                Part::Address(address) => address.to_string(),
-                Part::Raw(address) => format!("{:#034x}", u128::from(*address)),
-            })
-            .collect();
-        parts.join(" . ")
+    pub fn value_bytes(&self) -> Vec<u8> {
+        bytes(&self.value)
     }
+}
+
+/// A key or value as nf_tables compares it: each component padded with zeroes to a multiple of 4 bytes
+/// (`NFT_REG32_SIZE`), names NUL-padded to `IFNAMSIZ`, indexes in the host's byte order.
+fn bytes(parts: &[Part]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(44);
+    for part in parts {
+        match part {
+            Part::Index(index) => bytes.extend(index.to_ne_bytes()),
+            Part::Name(name) => {
+                let mut padded = [0; 16];
+                padded[..name.len()].copy_from_slice(name.as_bytes());
+                bytes.extend(padded);
+            }
+            Part::Mac(Mac(mac)) => bytes.extend(mac),
+            Part::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
+            Part::Address(IpAddr::V6(address)) | Part::Raw(address) => bytes.extend(address.octets()),
+            Part::Protocol(protocol) => bytes.push(protocol.number()),
+            Part::Number(number) => bytes.extend(number.to_be_bytes()),
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
+
+/// A key or value as nft spells it.
+fn text(parts: &[Part]) -> String {
+    let parts: Vec<String> = parts
+        .iter()
+        .map(|part| match part {
+            Part::Index(index) => index.to_string(),
+            Part::Name(name) => format!("\"{name}\""),
+            Part::Mac(mac) => mac.to_string(),
+            Part::Address(address) => address.to_string(),
+            Part::Raw(address) => format!("{:#034x}", u128::from(*address)),
+            Part::Protocol(protocol) => protocol.as_str().to_owned(),
+            Part::Number(number) => number.to_string(),
+        })
+        .collect();
+    parts.join(" . ")
 }
 
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {{ {} }}", self.table, self.set.name(), self.key_text())
+        write!(f, "{} {} {{ {}", self.table, self.set.name(), text(&self.key))?;
+        if !self.value.is_empty() {
+            write!(f, " : {}", text(&self.value))?;
+        }
+        f.write_str(" }")
     }
 }
 
@@ -363,6 +396,7 @@ mod tests {
                 Part::Mac(Mac([2, 0x42, 0xac, 0x12, 0, 2])),
                 Part::Address("172.18.0.2".parse().unwrap()),
             ],
+            value: vec![],
         };
         let mut expected = 7u32.to_ne_bytes().to_vec();
         expected.extend([2, 0x42, 0xac, 0x12, 0, 2, 0, 0, 172, 18, 0, 2]);

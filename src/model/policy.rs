@@ -129,6 +129,14 @@ impl Transport {
             Self::Udp => "udp",
         }
     }
+
+    /// `IPPROTO_*` (linux/in.h).
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
 }
 
 impl Jail {

@@ -65,6 +65,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         scope.input(),
         scope.mss(),
         scope.nat(),
+        scope.ports_of_the_exit_lead_to_members(),
     ];
     chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
@@ -78,6 +79,10 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
             "set ports { type iface_index; }".to_owned(),
             "set members4 { type ether_addr . ipv4_addr; counter; }".to_owned(),
             "set members6 { type ether_addr . ipv6_addr; counter; }".to_owned(),
+            "map forward4 { type inet_proto . inet_service : ipv4_addr . inet_service; }".to_owned(),
+            "map forward6 { type inet_proto . inet_service : ipv6_addr . inet_service; }".to_owned(),
+            "set forwarded4 { type inet_proto . inet_service . ipv4_addr . inet_service; counter; }".to_owned(),
+            "set forwarded6 { type inet_proto . inet_service . ipv6_addr . inet_service; counter; }".to_owned(),
         ],
         &chains,
     );
@@ -191,6 +196,7 @@ impl Scope<'_> {
     fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        rules.extend(self.forwarded_ports_reach_members());
         for allow in &self.jail.allow {
             rules.extend(an_allowed_net_reaches_members(allow));
             rules.extend(errors_about_an_allowed_net_reach_members(allow));
@@ -306,6 +312,46 @@ impl Scope<'_> {
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
     }
 
+    /// Before an engine's own rules (-100): the first one that translates a connection's destination is the one.
+    fn ports_of_the_exit_lead_to_members(&self) -> Chain {
+        let exits = names(&self.jail.exits);
+        let rules = self
+            .families()
+            .map(|family| {
+                let (protocol, digit) = (protocol(family), digit(family));
+                format!(
+                    "iifname {exits} fib daddr type local dnat {protocol} to meta l4proto . th dport map @forward{digit}"
+                )
+            })
+            .collect();
+        Chain { name: "forwards", hook: Some("type nat hook prerouting priority -101; policy accept;"), rules }
+    }
+
+    /// Only what came to the port of the exit that leads to this member and port: a packet that somebody sends to the
+    /// member itself is none, nor is one that an engine's published port sent here. ICMP errors about such a connection
+    /// (a packet that was too big) belong to it.
+    fn forwarded_ports_reach_members(&self) -> Vec<String> {
+        let forwarded = format!("iifname {} ct direction original ct status dnat", names(&self.jail.exits));
+        let mut rules: Vec<String> = self
+            .families()
+            .map(|family| {
+                let (protocol, digit) = (protocol(family), digit(family));
+                // nft before 1.1 types the port of `ct original` by the protocols matched before it.
+                format!(
+                    "{forwarded} meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
+                )
+            })
+            .collect();
+        rules.push(format!("{forwarded} ct state related meta l4proto {{ icmp, ipv6-icmp }} accept"));
+        rules
+    }
+
+    /// The families that the jail has subnets of.
+    fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        let has = |family: &Family| self.jail.subnets.iter().any(|net| Family::of_net(net) == *family);
+        Family::BOTH.into_iter().filter(has)
+    }
+
     /// The match of the jail's subnets, once for each family that it has.
     fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
         Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
@@ -415,6 +461,14 @@ fn protocol(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
+    }
+}
+
+/// What the names of sets for one family end in.
+fn digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
     }
 }
 
