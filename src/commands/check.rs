@@ -133,7 +133,7 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
         findings.take(&what, conflict::with_host(jail, &nets, survey.surroundings.bridge.as_ref()).map_err(Into::into));
     }
     exits(findings, &what, jail, &survey);
-    dns::look(findings, &what, jail);
+    dns::look(findings, host, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {
