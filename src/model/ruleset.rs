@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::names::IfName;
 use super::objects::{Element, Family, TableId};
-use super::policy::{Allow, Jail, Port};
+use super::policy::{Allow, Dns, Jail, Port};
 
 /// Chains and set declarations of a jail's tables, without any member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,13 +163,19 @@ impl Scope<'_> {
     /// So its SYN is reset here. Established connections are left alone: they outlive a restart of the exit.
     fn no_way_is_told_at_once(&self) -> Chain {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
-        let nowhere = "fib daddr type != local fib daddr oif missing";
-        let rules = self
-            .by_family("saddr")
-            .map(|source| {
-                format!("iifname != \"lo\" {source} {syn} {nowhere} counter name rejected_out reject with tcp reset")
-            })
-            .collect();
+        let nowhere = "fib daddr type != local fib daddr oif missing counter name rejected_out";
+        let mut rules = Vec::new();
+        for source in self.by_family("saddr") {
+            let source = format!("iifname != \"lo\" {source}");
+            if matches!(self.jail.dns, Dns::Servers(_)) {
+                // The kernel's own error, host unreachable, is none that a datagram's sender is told (icmp_err_convert).
+                rules.push(format!("{source} udp dport 53 {nowhere} reject with icmpx port-unreachable"));
+                // From a bridge that calls iptables, a reset comes from the translated address, and is not believed
+                // (nf_send_reset, past the hooks); an ICMP error is translated back.
+                rules.push(format!("{source} {syn} ct status dnat {nowhere} reject with icmpx no-route"));
+            }
+            rules.push(format!("{source} {syn} {nowhere} reject with tcp reset"));
+        }
         // After destination NAT (-100), whose target is what is asked for.
         Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
     }

@@ -5,7 +5,7 @@ mod callers;
 pub mod forged;
 mod links;
 mod neighbours;
-mod services;
+pub mod services;
 mod told;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
