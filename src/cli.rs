@@ -112,7 +112,7 @@ pub enum Exit {
 #[derive(Debug, Args)]
 pub struct ExitArgs {
     /// The exit's interface; without it the environment's `dev`, as OpenVPN sets it
-    #[arg(long, env = "dev", value_name = "INTERFACE")]
+    #[arg(long, value_name = "INTERFACE")]
     pub dev: Option<IfName>,
     /// Print what would be done, as ip and nft lines, and do nothing
     #[arg(long)]

@@ -19,7 +19,7 @@ use crate::kernel::signals::{Signals, Told};
 use crate::kernel::watch::{Watch, Woken};
 use crate::model::names::{IfName, JailName};
 use crate::model::plan::Change;
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::store::Store;
 
 /// How long it waits at most before it looks, should a change not have been told.
@@ -29,6 +29,9 @@ const RETRY: Duration = Duration::from_secs(3);
 /// It looks for a fifth of the time at most, however much happens, and after this time at the latest: a new flow has to
 /// find the next exit within 100 ms.
 const REST: Duration = Duration::from_millis(40);
+/// How often it tries at once.
+const TRIES: usize = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// A jail that was mended so often within [`QUARREL_TIME`] is being undone by somebody.
 const QUARREL: usize = 20;
 const QUARREL_TIME: Duration = Duration::from_secs(10);
@@ -135,6 +138,7 @@ struct Keeper<'a> {
 #[derive(Default)]
 struct Memory {
     by: Option<[Option<IfName>; 2]>,
+    is_led_by_others: bool,
     trouble: Option<Trouble>,
     /// When it was mended lately.
     mended: VecDeque<Instant>,
@@ -238,11 +242,7 @@ impl Keeper<'_> {
         if memory.is_to_wait() {
             return;
         }
-        let mended = Store::open().lock().map_err(Into::into).and_then(|store| {
-            let steps = wall::follow(host, &store, jail);
-            store.tidy()?;
-            steps
-        });
+        let mended = mend(host, jail);
         // Read without the lock: another tunjail may have been quicker with the next change, which is told then.
         let left = look_at(host, &Store::open(), jail).ok().flatten();
         match mended {
@@ -308,6 +308,21 @@ impl Keeper<'_> {
     }
 }
 
+/// Whoever wipes one thing may be about to wipe the next, and what was just put back is gone when it is read again.
+fn mend(host: &mut Kernel, jail: &Jail) -> Result<Vec<Change>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let store = Store::open().lock()?;
+        let steps = wall::follow(host, &store, jail);
+        store.tidy()?;
+        if steps.is_ok() || tries == TRIES {
+            return steps;
+        }
+        std::thread::sleep(BETWEEN_TRIES);
+    }
+}
+
 /// `None`: nobody raised it.
 fn look_at(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Option<Survey>> {
     if store.wall(&jail.name)?.is_none() {
@@ -364,6 +379,10 @@ impl Memory {
     }
 
     fn leaves(&mut self, name: &JailName, survey: &Survey, audience: &mut dyn Audience) {
+        self.is_led_by_others = survey.desired.ways_out == Routes::Foreign;
+        if self.is_led_by_others {
+            return;
+        }
         let by = survey.ways_out();
         let is_news = self.by.as_ref().is_none_or(|before| before.each_ref().map(Option::as_ref) != by);
         if is_news {
@@ -375,6 +394,9 @@ impl Memory {
     fn describe(&self, name: &JailName) -> Option<String> {
         if self.trouble.is_some() {
             return Some(format!("{name}: not as it should be"));
+        }
+        if self.is_led_by_others {
+            return Some(format!("{name} by routes of others"));
         }
         Some(match self.by.as_ref()? {
             [None, None] => format!("{name}: closed"),

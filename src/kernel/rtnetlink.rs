@@ -1,5 +1,8 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+mod others;
+mod own;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -193,6 +196,28 @@ impl Rtnl {
         Ok(routes)
     }
 
+    /// The interfaces, by index, that default routes of the host's main table leave by.
+    pub fn default_interfaces(&mut self) -> Result<Vec<u32>, KernelError> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let mut message = RouteMessage::default();
+            message.header.address_family = address_family(family);
+            message.attributes.push(RouteAttribute::Table(libc::RT_TABLE_MAIN.into()));
+            for answer in self.list("listing the host's routes", RouteNetlinkMessage::GetRoute(message))? {
+                if let RouteNetlinkMessage::NewRoute(route) = answer
+                    && route.header.destination_prefix_length == 0
+                {
+                    found.extend(route.attributes.iter().flat_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => vec![*index],
+                        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+                        _ => Vec::new(),
+                    }));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     fn route_from(&mut self, family: Family, message: &RouteMessage) -> Result<Route, KernelError> {
         let (mut destination, mut metric, mut oif, mut gateway) = (family.everything().addr(), 0, None, None);
         let mut foreign = message.header.protocol != RouteProtocol::from(PROTOCOL);
@@ -301,7 +326,8 @@ impl Rtnl {
 
     /// Asks the FIB where packets from a source to a destination, come in by interface `iif`, would go.
     pub fn ways(&mut self, pairs: &[(IpAddr, IpAddr)], iif: u32) -> Result<Vec<FibAnswer>, KernelError> {
-        let messages = pairs.iter().map(|(source, destination)| way_message(*source, *destination, iif)).collect();
+        let messages =
+            pairs.iter().map(|(source, destination)| way_message(Some(*source), *destination, Some(iif))).collect();
         let answers = self.connection.ask_each("asking for the members' way", messages)?;
         let mut found = Vec::new();
         for ((source, destination), answer) in pairs.iter().zip(answers) {
@@ -321,15 +347,17 @@ impl Rtnl {
     }
 }
 
-fn way_message(source: IpAddr, destination: IpAddr, iif: u32) -> RouteNetlinkMessage {
+fn way_message(source: Option<IpAddr>, destination: IpAddr, iif: Option<u32>) -> RouteNetlinkMessage {
     let bits = if destination.is_ipv4() { 32 } else { 128 };
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(Family::of(destination));
     message.header.destination_prefix_length = bits;
-    message.header.source_prefix_length = bits;
     message.attributes.push(RouteAttribute::Destination(destination.into()));
-    message.attributes.push(RouteAttribute::Source(source.into()));
-    message.attributes.push(RouteAttribute::Iif(iif));
+    if let Some(source) = source {
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message.attributes.extend(iif.map(RouteAttribute::Iif));
     RouteNetlinkMessage::GetRoute(message)
 }
 

@@ -1,5 +1,6 @@
 //! Waiting for a network namespace to change.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ pub struct Watch(Vec<Source>);
 
 struct Source {
     socket: Socket,
+    /// There was more than was read the last time. As long as that is so after some was lost, all that is new is lost
+    /// too, and nobody tells (netlink_overrun, net/netlink/af_netlink.c).
+    is_behind: Cell<bool>,
     /// Whether a datagram can be about anything that is watched.
     concerns: fn(&[u8]) -> bool,
 }
@@ -95,7 +99,7 @@ fn source(protocol: isize, groups: u32, concerns: fn(&[u8]) -> bool) -> Result<S
         Ok(socket)
     };
     let socket = open().map_err(|error| KernelError::io("listening to the kernel's changes", error))?;
-    Ok(Source { socket, concerns })
+    Ok(Source { socket, is_behind: Cell::new(false), concerns })
 }
 
 impl Source {
@@ -103,7 +107,7 @@ impl Source {
     /// some of it was lost (ENOBUFS). Not for ever: somebody may make more of it than can be read.
     fn drain(&self) -> io::Result<bool> {
         let mut buffer = Vec::with_capacity(16 * 1024);
-        let mut changed = false;
+        let mut changed = self.is_behind.take();
         for _ in 0..256 {
             buffer.clear();
             match self.socket.recv(&mut buffer, 0) {
@@ -113,6 +117,7 @@ impl Source {
                 Err(error) => return Err(error),
             }
         }
+        self.is_behind.set(true);
         Ok(true)
     }
 }

@@ -147,6 +147,22 @@ pub struct Tables {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub u64);
 
+/// An ip rule that is not tunjail's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRule {
+    pub family: Family,
+    pub priority: u32,
+    /// `not`: it takes what its selectors do not match.
+    pub inverted: bool,
+    pub source: Option<IpNet>,
+    pub destination: Option<IpNet>,
+    pub iif: Option<String>,
+    /// It has a mark to match.
+    pub marked: bool,
+    /// As `ip rule` takes it.
+    pub text: String,
+}
+
 /// A net that the host itself is in, with the interface that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNet {

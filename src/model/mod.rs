@@ -7,6 +7,7 @@
 //! - [`objects`]: rules, routes and set elements, as the plan and the kernel both spell them
 //! - [`facts`]: what was observed
 //! - [`desired`], [`ruleset`]: what the kernel should hold for a jail and its members
+//! - [`endpoint`]: the way to a tunnel's other end, where the tunnel covers it
 //! - [`forward`]: which ports of the exit lead to a member
 //! - [`admit`], [`conflict`]: whether a container, or a subnet, can be held at all
 //! - [`plan`]: how to get from the one to the other
@@ -15,6 +16,7 @@
 pub mod admit;
 pub mod conflict;
 pub mod desired;
+pub mod endpoint;
 pub mod facts;
 pub mod forward;
 pub mod names;

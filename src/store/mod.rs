@@ -7,6 +7,7 @@
 //! jails/JAIL/claims/MAC-ADDRESS  -> NETNS: whose element in the wall that is
 //! jails/JAIL/forwards/tcp-PORT   -> NETNS: whose port of the exit that is: see [`forwards`]
 //! late/NETNS.json                a container whose address comes late, until it was started: see [`late`]
+//! endpoints/TUNNEL.json          routes to a tunnel's other ends that were added to the host's own table
 //! containers/ID                  -> ../jails/JAIL/members/NETNS.json or ../late/NETNS.json
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! one member, a restarted container is another. The links make every lookup a constant number of steps, however many
 //! members there are. /run is a tmpfs: after a reboot neither the kernel nor this directory holds anything.
 
+mod endpoint;
 mod files;
 mod forwards;
 mod late;
@@ -29,6 +31,7 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+pub use self::endpoint::EndpointRecord;
 use self::files::{at, count_some, link, make_dir, names_in, read, remove, remove_dir_if_empty, tidy_dir, write};
 pub use self::late::{LateRecord, Verdict};
 use crate::kernel::process::Process;
@@ -399,7 +402,7 @@ impl LockedStore {
                 tidy_dir(directory)?;
             }
         }
-        let parts = [self.jails_dir(), self.late_dir(), self.root.join("containers")];
+        let parts = [self.jails_dir(), self.late_dir(), self.endpoints_dir(), self.root.join("containers")];
         for part in &parts {
             tidy_dir(part)?;
         }

@@ -1,6 +1,10 @@
 //! Several exits, a plain NIC among them, and `tunjail watch`, which follows them without any script.
 
 mod failover;
+mod jails;
+mod nic;
+mod service;
+mod watch;
 
 use std::time::Duration;
 
@@ -39,6 +43,16 @@ impl TwoExits {
         count_names_in_the_tunnel(&lab);
         let client = server.client(None);
         let uplink = Uplink::new(&lab);
+        let right = uplink.names();
+        // Zero of what is misnamed means something only when it is seen.
+        for (service, gateway, member) in [(SERVICE4, GATEWAY4, "172.18.0.2"), (SERVICE6, GATEWAY6, "fd00:18::2")] {
+            lab.sh(&format!("ip route add {service} via {gateway}"));
+            lab.probe(&["spoof-udp", member, service, "9", "3"]);
+            lab.sh(&format!("ip route del {service} via {gateway}"));
+        }
+        assert_eq!(uplink.names().1, right.1 + 6, "positive control: forged names by the NIC are not seen");
+        uplink.forget_names();
+        // Whose masquerading would name them rightly.
         let bridge = Bridge::new(&lab);
         lab.configure(&jail("vpn", 18, exits));
         Self { client, _server: server, uplink, bridge, lab }
@@ -112,9 +126,14 @@ struct Watch {
 impl Watch {
     #[track_caller]
     fn start(lab: &Lab) -> Self {
-        let job = lab.tools().cmd(TUNJAIL, &["watch", "--json"]).spawn();
-        wait_until("tunjail watch", PATIENCE, || job.stdout().contains("\"ready\""));
-        Self { job }
+        let watch = Self { job: lab.tools().cmd(TUNJAIL, &["watch", "--json"]).spawn() };
+        watch.wait_told("ready");
+        watch
+    }
+
+    #[track_caller]
+    fn wait_told(&self, event: &str) {
+        wait_until(&format!("tunjail watch to tell: {event}"), PATIENCE, || !self.told(event).is_empty());
     }
 
     /// What it told, without the words for what it is.

@@ -2,8 +2,12 @@
 //! settings and firewalls of their own.
 
 mod annex;
+mod hosts;
 mod lan;
 mod published;
+mod settings;
+mod wg;
+mod wire;
 
 use std::time::Duration;
 

@@ -39,22 +39,22 @@ impl Uplink {
             "ip addr add 192.0.2.129/25 dev isp0; ip addr add 2001:db8:2:1::1/64 dev isp0 nodad; ip link set isp0 up
             ip route add 2001:db8:2::/64 via 2001:db8:2:1::2",
         );
-        isp.nft(&format!(
-            "table inet isp {{
-                counter named {{ }}
-                counter misnamed {{ }}
-                chain from_customer {{ type filter hook prerouting priority -500
+        isp.nft(
+            "table inet isp {
+                counter named { }
+                counter misnamed { }
+                chain from_customer { type filter hook prerouting priority -500
                     iifname != customer accept
-                    ip6 saddr {{ fe80::/10, :: }} accept
-                    ip saddr {NIC4} counter name named accept
-                    ip6 saddr {NIC6} counter name named accept
+                    ip6 saddr { fe80::/10, :: } accept
+                    ip saddr 192.0.2.0/25 counter name named accept
+                    ip6 saddr 2001:db8:2::/64 counter name named accept
                     counter name misnamed
-                }}
-                chain out {{ type nat hook postrouting priority 100
+                }
+                chain out { type nat hook postrouting priority 100
                     meta nfproto ipv4 oifname wan masquerade
-                }}
-            }}"
-        ));
+                }
+            }",
+        );
         let uplink = Self { isp };
         uplink.comes(lab);
         uplink.wait_ready(lab);
@@ -100,6 +100,10 @@ impl Uplink {
             packets.and_then(|packets| packets.parse().ok()).expect("a counter")
         };
         (read("named"), read("misnamed"))
+    }
+
+    pub fn forget_names(&self) {
+        self.isp.sh("nft reset counters table inet isp");
     }
 
     /// The links carry packets, and the world answers.

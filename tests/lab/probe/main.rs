@@ -25,7 +25,8 @@ const USAGE: &str = "usage: probe COMMAND ARGS
   kill-at N PROGRAM ARGS                            dies before its N-th call that changes something; 0: not at all
   serve ADDR...                                     TCP and UDP echo on 7; HTTP and UDP on 80: the caller's address
   proxy ADDR PORT                                   HTTP proxy (CONNECT and GET)
-  tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT | dns SERVER NAME
+  tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT
+  dns SERVER NAME [PORT] | dns-tcp SERVER NAME [PORT]
   via-proxy PROXY PORT TARGET TARGETPORT
   udp-flood ADDR PORT PPS SECONDS                   counts answers
   udp-from SOURCE ADDR PORT COUNT                   bound to an address
@@ -60,7 +61,10 @@ fn run(args: &[&str]) -> Done {
         ["http", addr] => ask::http(ip(addr)?, 80),
         ["http", addr, port] => ask::http(ip(addr)?, num(port)?),
         ["via-proxy", proxy, port, to, to_port] => ask::via_proxy(ip(proxy)?, num(port)?, ip(to)?, num(to_port)?),
-        ["dns", server, name] => ask::dns(ip(server)?, name),
+        ["dns", server, name] => ask::dns(ip(server)?, name, 53),
+        ["dns", server, name, port] => ask::dns(ip(server)?, name, num(port)?),
+        ["dns-tcp", server, name] => ask::dns_tcp(ip(server)?, name, 53),
+        ["dns-tcp", server, name, port] => ask::dns_tcp(ip(server)?, name, num(port)?),
         ["ping", addr, count] => ask::ping(ip(addr)?, num(count)?),
         ["udp-flood", addr, port, pps, seconds] => {
             flow::udp_flood(ip(addr)?, num(port)?, num(pps)?, Duration::from_secs_f64(num(seconds)?))
