@@ -158,14 +158,23 @@ impl Scope<'_> {
 
     /// A packet that the jail's table calls unreachable ends in the routing decision, before any forward hook, and the
     /// kernel's ICMP error for it is rate-limited (icmp_ratelimit, ip-sysctl): under load a new connection would hang.
-    /// So its SYN is reset here. Established connections are left alone: they outlive a restart of the exit.
+    /// So its SYN is reset here. Nor is "no route" an error that a UDP socket hears of (icmp_err_convert,
+    /// icmpv6_err_convert), so a first datagram is answered by one that it does. Established connections are left alone:
+    /// they outlive a restart of the exit.
     fn no_way_is_told_at_once(&self) -> Chain {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
         let nowhere = "fib daddr type != local fib daddr oif missing";
+        // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
+        let first = "meta l4proto udp ct status ! confirmed";
+        let no_route = "fib daddr type != { local, broadcast, multicast } fib daddr oif missing";
         let rules = self
             .by_family("saddr")
-            .map(|source| {
-                format!("iifname != \"lo\" {source} {syn} {nowhere} counter name rejected_out reject with tcp reset")
+            .flat_map(|source| {
+                let count = "counter name rejected_out";
+                [
+                    format!("iifname != \"lo\" {source} {syn} {nowhere} {count} reject with tcp reset"),
+                    format!("iifname != \"lo\" {source} {first} {no_route} {count} reject with icmpx admin-prohibited"),
+                ]
             })
             .collect();
         // After destination NAT (-100), whose target is what is asked for.
