@@ -16,11 +16,11 @@ use crate::config::Config;
 use crate::engine::install::Host;
 use crate::engine::runtime::underneath;
 use crate::engine::wiring::{self, State};
-use crate::hold::{Kernel, wall};
+use crate::hold::{Kernel, wall, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::names::JailName;
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::store::Store;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -120,6 +120,7 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
         findings.take(&what, conflict::with_host(jail, &nets, survey.surroundings.bridge.as_ref()).map_err(Into::into));
     }
     exits(findings, &what, jail, &survey);
+    exits_fit_the_host(findings, &what, jail, &survey, kernel);
     host::look_at_jail(findings, &what, jail, &survey, kernel);
     dns::look(findings, &what, jail);
     if has_nft
@@ -143,6 +144,17 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
     }
 }
 
+fn exits_fit_the_host(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey, kernel: &mut Kernel) {
+    let there = &survey.surroundings.exits;
+    findings.take(what, conflict::with_gateways(jail, there).map_err(Into::into));
+    if let Some(defaults) = findings.take(what, kernel.rtnl.default_interfaces().map_err(Into::into)) {
+        findings.take(what, conflict::with_uplink(jail, there, &defaults).map_err(Into::into));
+    }
+    if survey.stands() {
+        findings.take(what, way::others_lead_to_the_exits(kernel, jail, survey));
+    }
+}
+
 fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey) {
     for name in &jail.exits {
         match survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str()) {
@@ -154,7 +166,7 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
             Some(exit) if !exit.link.up => {
                 findings.add(Verdict::Warning, what, format!("exit {name} is down; nothing leaves until it is up"));
             }
-            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() => findings.add(
+            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() && jail.routes == Routes::Own => findings.add(
                 Verdict::Warning,
                 what,
                 format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),

@@ -1,8 +1,11 @@
-//! Whether what a jail says fits this host: its subnets are free, its exit leads out.
+//! Whether what a jail says fits this host: its subnets are free, its exit leads out, and not by the host's own way.
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::facts::{HostNet, OtherRule};
+use super::desired;
+use super::facts::{ExitFacts, HostNet, OtherRule};
 use super::names::{IfName, JailName};
 use super::objects::Family;
 use super::policy::Jail;
@@ -61,6 +64,57 @@ pub fn with_host(jail: &Jail, nets: &[HostNet], bridge: Option<&IfName>) -> Resu
         }
     }
     Ok(())
+}
+
+/// A next hop that is no neighbour of the exit.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "jail {jail}: gateway {gateway} is in no net of exit {exit} ({nets}); correct \"gateway = \" in [jail.{jail}], or the address of {exit}"
+)]
+pub struct GatewayElsewhere {
+    jail: JailName,
+    gateway: IpAddr,
+    exit: String,
+    nets: String,
+}
+
+/// The kernel takes no route by such a gateway. An exit that has no address yet cannot be judged, nor one that needs none.
+pub fn with_gateways(jail: &Jail, exits: &[ExitFacts]) -> Result<(), GatewayElsewhere> {
+    for exit in exits.iter().filter(|exit| !exit.link.tunnel) {
+        for family in Family::BOTH.into_iter().filter(|family| exit.has(*family)) {
+            let wanted = jail.gateways.iter().find(|gateway| Family::of(**gateway) == family);
+            if let (Some(gateway), None) = (wanted, desired::next_hop(jail, exit, family)) {
+                let nets = exit.nets.iter().filter(|net| Family::of_net(net) == family).map(IpNet::trunc);
+                return Err(GatewayElsewhere {
+                    jail: jail.name.clone(),
+                    gateway: *gateway,
+                    exit: exit.link.name.clone(),
+                    nets: nets.map(|net| net.to_string()).collect::<Vec<_>>().join(", "),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An exit that everything else of the host leaves by, too.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "jail {jail}: exit {exit} is the interface of this host's only default route, so the jail would hold nothing back; name a tunnel or a second uplink with \"exit = \" in [jail.{jail}]"
+)]
+pub struct ExitIsUplink {
+    jail: JailName,
+    exit: String,
+}
+
+/// `defaults` are the interfaces, by index, that default routes of the host's main table leave by. A tunnel may have
+/// made itself the only one (OpenVPN's redirect-gateway).
+pub fn with_uplink(jail: &Jail, exits: &[ExitFacts], defaults: &[u32]) -> Result<(), ExitIsUplink> {
+    let is_the_only = |index: u32| !defaults.is_empty() && defaults.iter().all(|other| *other == index);
+    match exits.iter().find(|exit| !exit.link.tunnel && is_the_only(exit.link.index)) {
+        Some(exit) => Err(ExitIsUplink { jail: jail.name.clone(), exit: exit.link.name.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// What a rule of others, asked before the jail's own, takes of the jail's packets.

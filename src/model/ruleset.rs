@@ -7,6 +7,7 @@
 //! CONFIG_NFT_BRIDGE_META, that not every kernel has).
 
 mod dns;
+mod forward;
 
 use std::fmt::Write;
 
@@ -66,6 +67,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         scope.mss(),
         scope.nat(),
         scope.ports_of_the_exit_lead_to_members(),
+        scope.members_answer_in_the_exits_own_name(),
     ];
     chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
@@ -199,6 +201,7 @@ impl Scope<'_> {
     fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        rules.push(self.calls_that_another_interface_would_answer_are_refused());
         rules.extend(self.forwarded_ports_reach_members());
         for allow in &self.jail.allow {
             rules.extend(an_allowed_net_reaches_members(allow));
@@ -315,46 +318,6 @@ impl Scope<'_> {
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
     }
 
-    /// Before an engine's own rules (-100): the first one that translates a connection's destination is the one.
-    fn ports_of_the_exit_lead_to_members(&self) -> Chain {
-        let exits = names(&self.jail.exits);
-        let rules = self
-            .families()
-            .map(|family| {
-                let (protocol, digit) = (protocol(family), digit(family));
-                format!(
-                    "iifname {exits} fib daddr type local dnat {protocol} to meta l4proto . th dport map @forward{digit}"
-                )
-            })
-            .collect();
-        Chain { name: "forwards", hook: Some("type nat hook prerouting priority -101; policy accept;"), rules }
-    }
-
-    /// Only what came to the port of the exit that leads to this member and port: a packet that somebody sends to the
-    /// member itself is none, nor is one that an engine's published port sent here. ICMP errors about such a connection
-    /// (a packet that was too big) belong to it.
-    fn forwarded_ports_reach_members(&self) -> Vec<String> {
-        let forwarded = format!("iifname {} ct direction original ct status dnat", names(&self.jail.exits));
-        let mut rules: Vec<String> = self
-            .families()
-            .map(|family| {
-                let (protocol, digit) = (protocol(family), digit(family));
-                // nft before 1.1 types the port of `ct original` by the protocols matched before it.
-                format!(
-                    "{forwarded} meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
-                )
-            })
-            .collect();
-        rules.push(format!("{forwarded} ct state related meta l4proto {{ icmp, ipv6-icmp }} accept"));
-        rules
-    }
-
-    /// The families that the jail has subnets of.
-    fn families(&self) -> impl Iterator<Item = Family> + '_ {
-        let has = |family: &Family| self.jail.subnets.iter().any(|net| Family::of_net(net) == *family);
-        Family::BOTH.into_iter().filter(has)
-    }
-
     /// The match of the jail's subnets, once for each family that it has.
     fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
         Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
@@ -464,14 +427,6 @@ fn protocol(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
-    }
-}
-
-/// What the names of sets for one family end in.
-fn digit(family: Family) -> char {
-    match family {
-        Family::V4 => '4',
-        Family::V6 => '6',
     }
 }
 

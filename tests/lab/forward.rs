@@ -2,6 +2,7 @@
 //! exit, and nothing else comes in.
 
 mod command;
+mod exits;
 mod owners;
 
 use std::time::Duration;

@@ -67,4 +67,5 @@ mod refusals;
 mod runtime;
 mod teardown;
 mod traffic;
+mod wireguard;
 mod works;

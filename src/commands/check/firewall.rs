@@ -50,7 +50,7 @@ pub fn closed_chains(ruleset: &Value, jail: &Jail, bridge: &IfName) -> Vec<Close
         if judged.is_empty() || table.starts_with("tunjail_") {
             continue;
         }
-        let ends = chain["policy"] == "drop" || rules_of(chain, Some(chain)).last().is_some_and(ends_it);
+        let ends = chain["policy"] == "drop" || rules_of(chain, Some(chain)).next_back().is_some_and(ends_it);
         if !ends || rules_of(chain, None).any(|rule| names(&rule["expr"], bridge, &judged)) {
             continue;
         }

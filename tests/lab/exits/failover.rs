@@ -2,7 +2,6 @@
 
 use super::{BY_NIC, BY_TUNNEL, NewFlows, TwoExits, Watch, comes_to_be_seen_as, is_seen_as, now_us};
 use crate::scene::Traffic;
-use crate::uplink::NIC;
 
 /// New flows move within this time of the link's event.
 const BOUND_MS: f64 = 100.0;
@@ -50,7 +49,51 @@ fn new_flows_follow_the_order_of_the_list() {
         two.assert_right_names();
         two.lab.assert_no_leak("exits", case, control);
     }
-    assert_eq!(watch.told("failed"), Vec::<serde_json::Value>::new(), "{NIC}");
+    assert!(watch.told("failed").is_empty(), "{:?}", watch.told("failed"));
+    flows.end(&member);
+    traffic.end(&member);
+    watch.end();
+}
+
+/// The tunnel is preferred and dies in each of the ways that OpenVPN dies, the NIC stands in, and the tunnel takes back.
+/// OpenVPN runs no script.
+#[test]
+fn a_nic_stands_in_for_a_tunnel_that_dies() {
+    let mut two = TwoExits::new("[\"tun0\", \"eth1\"]");
+    let control = two.control();
+    let watch = Watch::start(&two.lab);
+    two.client.start_and_wait();
+    let member = two.member("m1", 2);
+    two.lab.reset_leaks();
+    is_seen_as(&member, BY_TUNNEL);
+    let mut flows = NewFlows::start(&member);
+    let traffic = Traffic::start(&member);
+    flows.moved(BY_TUNNEL, 0);
+    for case in ["openvpn-sigkill", "openvpn-stop", "tunnel-down"] {
+        let since = now_us();
+        match case {
+            "openvpn-sigkill" => two.client.sigkill(),
+            "openvpn-stop" => {
+                // It says goodbye to the server first and takes its time: the event is the interface's end.
+                two.client.stop();
+            }
+            _ => drop(two.lab.sh("ip link set tun0 down")),
+        }
+        let took = flows.moved(BY_NIC, since);
+        if case == "openvpn-stop" {
+            println!("failover: case={case} {took:?} ms from the signal, OpenVPN's own goodbye among it");
+        } else {
+            within_bound(case, took);
+        }
+        is_seen_as(&member, BY_NIC);
+        two.client.end();
+        two.client.start_and_wait();
+        comes_to_be_seen_as(&member, BY_TUNNEL);
+        flows.moved(BY_TUNNEL, since);
+        two.assert_right_names();
+        two.lab.assert_no_leak("exits", case, control);
+    }
+    assert!(watch.told("failed").is_empty(), "{:?}", watch.told("failed"));
     flows.end(&member);
     traffic.end(&member);
     watch.end();
