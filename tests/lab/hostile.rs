@@ -5,6 +5,7 @@ mod callers;
 pub mod forged;
 mod links;
 mod neighbours;
+mod routers;
 mod services;
 mod told;
 
