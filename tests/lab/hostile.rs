@@ -5,6 +5,7 @@ mod callers;
 pub mod forged;
 mod links;
 mod neighbours;
+mod routers;
 pub mod services;
 mod told;
 
