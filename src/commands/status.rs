@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::forward::{self, Lead};
 use crate::cli::Show;
 use crate::config::Config;
+use crate::exit::wireguard::{Tunnel, Wg};
 use crate::hold::{Kernel, leave, wall};
 use crate::kernel::nftables::{self, Counter};
 use crate::model::names::JailName;
@@ -54,6 +55,8 @@ struct ExitReport {
     carrier: bool,
     v4: bool,
     v6: bool,
+    /// Null for another kind of exit, and where `wg` is not installed or does not answer.
+    wireguard: Option<Tunnel>,
 }
 
 #[derive(Serialize, Default)]
@@ -122,9 +125,10 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
 fn report(config: &Config) -> Result<Report> {
     let mut host = Kernel::open()?;
     let store = Store::open();
+    let wg = Wg::ask();
     let mut jails = Vec::new();
     for jail in &config.jails {
-        jails.push(report_jail(&mut host, &store, jail)?);
+        jails.push(report_jail(&mut host, &store, jail, wg.as_ref())?);
     }
     for name in store.jails()?.iter().filter(|name| config.jail(name).is_none()) {
         jails.push(report_unconfigured(&mut host, &store, name)?);
@@ -133,7 +137,7 @@ fn report(config: &Config) -> Result<Report> {
     Ok(Report { version: VERSION, jails, undecided })
 }
 
-fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailReport> {
+fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail, wg: Option<&Wg>) -> Result<JailReport> {
     let survey = wall::survey(host, store, jail)?;
     let exits = jail
         .exits
@@ -147,6 +151,7 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailRepo
                 carrier: facts.is_some_and(|exit| exit.link.carrier),
                 v4: facts.is_some_and(|exit| exit.v4),
                 v6: facts.is_some_and(|exit| exit.v6),
+                wireguard: wg.and_then(|wg| wg.tunnel(name)),
             }
         })
         .collect();
@@ -291,7 +296,12 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
                 format!("up{wire}, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6))
             }
         };
-        writeln!(out, "  exit {}: {state}", exit.name)?;
+        let handshake = match exit.wireguard.as_ref().map(|tunnel| tunnel.last_handshake) {
+            None => String::new(),
+            Some(None) => ", no handshake yet".to_owned(),
+            Some(Some(age)) => format!(", last handshake {age} s ago"),
+        };
+        writeln!(out, "  exit {}: {state}{handshake}", exit.name)?;
     }
     let Rejected { out: outward, r#in: inward, host, forged } = jail.rejected;
     writeln!(out, "  rejected packets: {outward} past the exit, {inward} inward, {host} to the host, {forged} forged")?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::late::{MAY_HAVE_LIED, Newcomer};
 use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
 use super::sight::Sight;
-use super::{Kernel, forward, late, wall};
+use super::{Kernel, forward, late, wall, way};
 use crate::config::Config;
 use crate::kernel::KernelError;
 use crate::kernel::nfnetlink::Nfnl;
@@ -17,12 +17,12 @@ use crate::kernel::process::Process;
 use crate::model;
 use crate::model::admit::{self, Confirmed, Refusal};
 use crate::model::desired::{self, Steering};
-use crate::model::facts::{FibAnswer, Fingerprint, NetnsId};
+use crate::model::facts::{Fingerprint, NetnsId};
 use crate::model::names::{ContainerId, JailName};
 use crate::model::objects::{ENGINES_RESOLVER, Element, TableId};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
-use crate::model::verify::{self, Mismatch};
+use crate::model::verify::Mismatch;
 use crate::oci::Created;
 use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store, Verdict};
 
@@ -242,10 +242,12 @@ pub(super) fn hold(
     member.lock = made;
     forward::take(host, store, config, &member)?;
 
+    let gained = forward::gained(store, before.as_ref(), &member);
+
     close_lock(&mut inside.nfnl, member.lock)?;
     if let Some(before) = &before {
         leave_what_is_no_longer_its(host, &mut inside.nfnl, store, before, &desired)?;
-        forward::give_up(host, before, &member)?;
+        forward::give_up(host, store, before, &member)?;
         store.release(before, &dead, &[])?;
         store.release_forwards(before, &forward::given_up(before, &member))?;
     }
@@ -256,8 +258,9 @@ pub(super) fn hold(
     if let Some(missing) = nftables::first_missing(&mut host.nfnl, &on_the_host)? {
         bail!(Mismatch::ElementMissing(missing.clone()));
     }
-    the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
-    forward::callers_begin_anew(host, &survey.exits(), &forward::gained(before.as_ref(), &member));
+    let sources = member.interfaces.iter().flat_map(|interface| interface.addresses.clone());
+    way::leads_by_the_exits(host, jail, &survey, sources.collect())?;
+    forward::callers_begin_anew(host, &survey.exits(), &gained);
 
     let (resolver, steering) = desired::resolver(&jail.dns, &member.interfaces);
     let steered = match steering {
@@ -405,47 +408,6 @@ fn leave_what_is_no_longer_its(
     nftables::delete_elements(&mut host.nfnl, &[old.guard, membership].concat())?;
     nftables::delete_elements(inside, &old.lock)?;
     Ok(store.release(before, &[], &old.membership)?)
-}
-
-/// Addresses that no packet is sent to: RFC 5737, RFC 3849. Where a host has one of them itself, the next one is asked.
-const SOMEWHERE: [&str; 6] =
-    ["198.51.100.1", "203.0.113.1", "192.0.2.1", "2001:db8::1", "2001:db8:ffff::1", "2001:db8:ffff:ffff::1"];
-
-/// Asks the FIB itself, with the member's source and the bridge as the interface it came in by.
-fn the_kernel_sends_it_by_the_exit(
-    host: &mut Kernel,
-    jail: &Jail,
-    survey: &wall::Survey,
-    interfaces: &[Confirmed],
-) -> Result<()> {
-    let Some(bridge) = &survey.bridge else { bail!("jail {} has no bridge", jail.name) };
-    let exits = survey.exits();
-    let somewhere: Vec<IpAddr> = SOMEWHERE
-        .iter()
-        .filter_map(|address| address.parse().ok())
-        .filter(|address| !jail.holds(*address) && !jail.allow.iter().any(|allow| allow.net.contains(address)))
-        .collect();
-    let mut unasked: Vec<IpAddr> = interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect();
-    // Where the first address is the host's own, the next one is asked.
-    for attempt in 0..somewhere.len() {
-        let pairs: Vec<(IpAddr, IpAddr)> = unasked
-            .iter()
-            .filter_map(|source| {
-                let same_family = |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
-                Some((*source, *somewhere.iter().filter(same_family).nth(attempt)?))
-            })
-            .collect();
-        for ((source, destination), answer) in pairs.iter().zip(host.rtnl.ways(&pairs, bridge.index)?) {
-            verify::way(*source, *destination, &answer, &exits)?;
-            if answer != FibAnswer::Local {
-                unasked.retain(|address| address != source);
-            }
-        }
-        if unasked.is_empty() {
-            return Ok(());
-        }
-    }
-    bail!("the way of {} could not be asked: every documentation address is the host's own or allowed", unasked[0]);
 }
 
 fn is_held(store: &Store, jail: &Jail, netns: NetnsId, id: &ContainerId) -> Result<bool> {

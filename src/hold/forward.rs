@@ -38,7 +38,7 @@ pub(super) fn take(host: &mut Kernel, store: &LockedStore, config: &Config, memb
         {
             forwards.retain(|forward| !ports.contains(&forward.port));
         }
-        give_up(host, &dead, &rest)?;
+        give_up(host, store, &dead, &rest)?;
         store.update_member(&rest)?;
         store.release_forwards(&dead, &given_up(&dead, &rest))?;
     }
@@ -120,9 +120,9 @@ pub(super) fn given_up(before: &MemberRecord, after: &MemberRecord) -> Vec<Forwa
 }
 
 /// Removes the elements that led ports to `before` and would not to `after`.
-pub(super) fn give_up(host: &mut Kernel, before: &MemberRecord, after: &MemberRecord) -> Result<()> {
+pub(super) fn give_up(host: &mut Kernel, store: &Store, before: &MemberRecord, after: &MemberRecord) -> Result<()> {
     let after = after.forward_elements();
-    let mut old = before.forward_elements();
+    let mut old = store.led_to(before);
     old.retain(|element| !after.contains(element));
     Ok(nftables::delete_elements(&mut host.nfnl, &old)?)
 }
@@ -159,8 +159,8 @@ fn forget_callers(host: &mut Kernel, exits: &[u32], ports: &[u16]) -> Result<(),
 }
 
 /// What `after` has and `before` had not, or elsewhere.
-pub(super) fn gained(before: Option<&MemberRecord>, after: &MemberRecord) -> Vec<Element> {
-    let before = before.map(MemberRecord::forward_elements).unwrap_or_default();
+pub(super) fn gained(store: &Store, before: Option<&MemberRecord>, after: &MemberRecord) -> Vec<Element> {
+    let before = before.map(|before| store.led_to(before)).unwrap_or_default();
     after.forward_elements().into_iter().filter(|element| !before.contains(element)).collect()
 }
 
@@ -183,9 +183,10 @@ pub fn turn(host: &mut Kernel, store: &LockedStore, config: &Config, id: &Contai
     let Turn { jail, before, after } = look(store, config, id, wish)?;
     let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
     take(host, store, config, &after)?;
-    let turned = give_up(host, &before, &after).and_then(|()| {
-        store.link_forwards(&after)?;
+    let gained = gained(store, Some(&before), &after);
+    let turned = give_up(host, store, &before, &after).and_then(|()| {
         store.update_member(&after)?;
+        store.link_forwards(&after)?;
         let elements = after.forward_elements();
         nftables::add_elements(&mut host.nfnl, &elements)?;
         match nftables::first_missing(&mut host.nfnl, &elements)? {
@@ -194,11 +195,11 @@ pub fn turn(host: &mut Kernel, store: &LockedStore, config: &Config, id: &Contai
         }
     });
     let Err(error) = turned else {
-        callers_begin_anew(host, &survey.exits(), &gained(Some(&before), &after));
+        callers_begin_anew(host, &survey.exits(), &gained);
         return Ok(());
     };
     // Only ever less than there was: what could not be added is taken back, and what was given up stays so.
-    let taken_back = give_up(host, &after, &before).and_then(|()| {
+    let taken_back = give_up(host, store, &after, &before).and_then(|()| {
         store.update_member(&before)?;
         Ok(store.release_forwards(&after, &given_up(&after, &before))?)
     });
@@ -219,7 +220,7 @@ pub fn plan_to_turn(
     let Turn { jail, before, after } = look(store, config, id, wish)?;
     let survey = wall::survey(host, store, jail)?;
     let mut steps = wall::plan_to_raise(host, store, jail, &survey)?;
-    let (old, new) = (before.forward_elements(), after.forward_elements());
+    let (old, new) = (store.led_to(&before), after.forward_elements());
     let lost: Vec<Element> = takeable(store, config, &after)?
         .iter()
         .flat_map(|(dead, ports)| {
@@ -228,7 +229,7 @@ pub fn plan_to_turn(
         })
         .chain(old.iter().filter(|element| !new.contains(element)).cloned())
         .collect();
-    let gained = gained(Some(&before), &after);
+    let gained = gained(store, Some(&before), &after);
     steps.extend((!lost.is_empty()).then_some(Change::DeleteElements(lost)));
     steps.extend((!gained.is_empty()).then_some(Change::AddElements(gained)));
     Ok(steps)

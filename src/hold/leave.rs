@@ -57,7 +57,7 @@ pub fn plan_to_leave(id: &ContainerId) -> Result<String> {
     if member.containers.len() > 1 {
         return Ok(format!("# other containers share the network namespace of {id}: nothing to do but forget it\n"));
     }
-    let mut steps = vec![Change::DeleteElements(elements_of(&member))];
+    let mut steps = vec![Change::DeleteElements(elements_of(&store, &member))];
     let raised_by_hook = store.wall(&member.jail)?.is_some_and(|wall| wall.raised_by == RaisedBy::Hook);
     if raised_by_hook && store.members(&member.jail)?.len() == 1 {
         steps.extend(wall::plan_to_take_down(&mut Kernel::open()?, &store, &member.jail, None)?);
@@ -66,9 +66,9 @@ pub fn plan_to_leave(id: &ContainerId) -> Result<String> {
 }
 
 /// All that the host holds for a member.
-fn elements_of(member: &MemberRecord) -> Vec<Element> {
+fn elements_of(store: &Store, member: &MemberRecord) -> Vec<Element> {
     let desired = desired::member(&member.jail, &member.interfaces);
-    [desired.guard, desired.membership, member.forward_elements()].concat()
+    [desired.guard, desired.membership, store.led_to(member)].concat()
 }
 
 /// A restarted container may have a new process before the poststop of its last one comes. A killed one may take a
@@ -99,7 +99,7 @@ pub(super) fn take_off(
         let before = member.clone();
         member.containers = rest;
         let desired = desired::member(&member.jail, &member.interfaces);
-        forward::give_up(host, &before, &member)?;
+        forward::give_up(host, store, &before, &member)?;
         store.put_member(&member, &desired.membership)?;
         return Ok(store.release_forwards(&before, &forward::given_up(&before, &member))?);
     }
@@ -145,7 +145,7 @@ pub(super) fn remove(host: &mut Kernel, store: &LockedStore, member: &MemberReco
     let desired = desired::member(&member.jail, &member.interfaces);
     let mut elements = desired.guard;
     elements.extend(store.still_claimed(member, &desired.membership));
-    elements.extend(member.forward_elements());
+    elements.extend(store.led_to(member));
     nftables::delete_elements(&mut host.nfnl, &elements)?;
     Ok(store.remove_member(member, &desired.membership)?)
 }
@@ -230,7 +230,7 @@ pub fn plan_to_sweep(host: &mut Kernel, store: &Store) -> Result<String> {
     for jail in store.jails()? {
         for member in store.members(&jail)? {
             if !is_alive(host, &member)? {
-                steps.push(Change::DeleteElements(elements_of(&member)));
+                steps.push(Change::DeleteElements(elements_of(store, &member)));
             }
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! - [`wall`]: a jail's wall, raised, kept standing, taken down
 //! - [`watch`]: keeps all walls standing, event by event
+//! - [`way`]: what the kernel itself says of a member's way out
 //! - [`enter`]: a container, held from before its first instruction
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
@@ -20,6 +21,7 @@ pub mod leave;
 mod sight;
 pub mod wall;
 pub mod watch;
+pub mod way;
 
 use anyhow::Result;
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 use super::leave::shut_elements;
-use super::{Kernel, forward};
+use super::{Kernel, forward, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -116,6 +116,12 @@ pub fn plan_to_raise(host: &mut Kernel, store: &Store, jail: &Jail, survey: &Sur
     }
     conflict::with_bridge(jail, survey.surroundings.bridge.as_ref())?;
     conflict::with_host(jail, &host.rtnl.nets()?, survey.surroundings.bridge.as_ref())?;
+    if survey.record.is_none() {
+        // One that stands goes on, whatever its surroundings come to be like.
+        let exits = &survey.surroundings.exits;
+        conflict::with_gateways(jail, exits)?;
+        conflict::with_uplink(jail, exits, &host.rtnl.default_interfaces()?)?;
+    }
     let script = match survey.tables_intact {
         true => None,
         false => Some(survey.desired.ruleset.script(&elements_of_members(store, jail)?)),
@@ -194,6 +200,7 @@ fn raise(
     };
     verify::wall(&observed, &survey.desired, record.loaded)
         .with_context(|| format!("the wall of jail {} does not hold what was written", jail.name))?;
+    way::others_lead_to_the_exits(host, jail, &survey)?;
     store.put_wall(&record)?;
     Ok((Survey { record: Some(record), observed, tables_intact: true, ..survey }, steps))
 }
@@ -247,7 +254,7 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
-        elements.extend(member.forward_elements());
+        elements.extend(store.led_to(&member));
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));

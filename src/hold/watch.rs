@@ -19,7 +19,7 @@ use crate::kernel::signals::{Signals, Told};
 use crate::kernel::watch::{Watch, Woken};
 use crate::model::names::{IfName, JailName};
 use crate::model::plan::Change;
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::store::Store;
 
 /// How long it waits at most before it looks, should a change not have been told.
@@ -138,6 +138,7 @@ struct Keeper<'a> {
 #[derive(Default)]
 struct Memory {
     by: Option<[Option<IfName>; 2]>,
+    is_led_by_others: bool,
     trouble: Option<Trouble>,
     /// When it was mended lately.
     mended: VecDeque<Instant>,
@@ -378,6 +379,10 @@ impl Memory {
     }
 
     fn leaves(&mut self, name: &JailName, survey: &Survey, audience: &mut dyn Audience) {
+        self.is_led_by_others = survey.desired.ways_out == Routes::Foreign;
+        if self.is_led_by_others {
+            return;
+        }
         let by = survey.ways_out();
         let is_news = self.by.as_ref().is_none_or(|before| before.each_ref().map(Option::as_ref) != by);
         if is_news {
@@ -389,6 +394,9 @@ impl Memory {
     fn describe(&self, name: &JailName) -> Option<String> {
         if self.trouble.is_some() {
             return Some(format!("{name}: not as it should be"));
+        }
+        if self.is_led_by_others {
+            return Some(format!("{name} by routes of others"));
         }
         Some(match self.by.as_ref()? {
             [None, None] => format!("{name}: closed"),

@@ -1,5 +1,6 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+mod others;
 mod own;
 
 use std::collections::HashMap;
@@ -193,6 +194,28 @@ impl Rtnl {
         }
         routes.sort();
         Ok(routes)
+    }
+
+    /// The interfaces, by index, that default routes of the host's main table leave by.
+    pub fn default_interfaces(&mut self) -> Result<Vec<u32>, KernelError> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let mut message = RouteMessage::default();
+            message.header.address_family = address_family(family);
+            message.attributes.push(RouteAttribute::Table(libc::RT_TABLE_MAIN.into()));
+            for answer in self.list("listing the host's routes", RouteNetlinkMessage::GetRoute(message))? {
+                if let RouteNetlinkMessage::NewRoute(route) = answer
+                    && route.header.destination_prefix_length == 0
+                {
+                    found.extend(route.attributes.iter().flat_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => vec![*index],
+                        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+                        _ => Vec::new(),
+                    }));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn route_from(&mut self, family: Family, message: &RouteMessage) -> Result<Route, KernelError> {
@@ -396,7 +419,7 @@ fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         mac: None,
         up: flags.contains(LinkFlags::Up),
-        carrier: flags.contains(LinkFlags::LowerUp),
+        carrier: flags.contains(LinkFlags::LowerUp | LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         tunnel: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
         peer: None,

@@ -25,7 +25,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// `IFF_UP`.
     pub up: bool,
-    /// `IFF_LOWER_UP`: there is somebody at the other end of the wire, or there is no wire.
+    /// `IFF_LOWER_UP` and `IFF_RUNNING`: there is somebody at the other end of the wire, or there is no wire, and the kernel
+    /// has come to know (up to a second later, net/core/link_watch.c; until then it drops what is sent).
     pub carrier: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
@@ -146,6 +147,22 @@ pub struct Tables {
 /// A digest of a table's chains and rules, free of handles and counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub u64);
+
+/// An ip rule that is not tunjail's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRule {
+    pub family: Family,
+    pub priority: u32,
+    /// `not`: it takes what its selectors do not match.
+    pub inverted: bool,
+    pub source: Option<IpNet>,
+    pub destination: Option<IpNet>,
+    pub iif: Option<String>,
+    /// It has a mark to match.
+    pub marked: bool,
+    /// As `ip rule` takes it.
+    pub text: String,
+}
 
 /// A net that the host itself is in, with the interface that is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,9 @@ use super::policy::Transport;
 /// kernel's, well-known daemons are listed there and in iproute2's rt_protos; 116 is free in both).
 pub const PROTOCOL: u8 = 116;
 
-/// The preference of every ip rule of tunjail: after `local` (0), before Tailscale's (5210), wg-quick's (taken
-/// downwards from 32765) and `main` (32766).
+/// The preference of every ip rule of tunjail: after `local` (0), before Tailscale's (5210) and `main` (32766). A rule that
+/// is added without a preference, as wg-quick does it, gets one less than the first that is there after `local`
+/// (fib_default_rule_pref, net/core/fib_rules.c): it stands behind tunjail's only when it is older.
 pub const RULE_PRIORITY: u32 = 700;
 
 /// The metric of the first exit's default route; each further exit of the list is one worse.

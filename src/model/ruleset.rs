@@ -7,6 +7,7 @@
 //! CONFIG_NFT_BRIDGE_META, that not every kernel has).
 
 mod dns;
+mod forward;
 
 use std::fmt::Write;
 
@@ -66,6 +67,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         scope.mss(),
         scope.nat(),
         scope.ports_of_the_exit_lead_to_members(),
+        scope.members_answer_in_the_exits_own_name(),
     ];
     chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
@@ -158,21 +160,26 @@ impl Scope<'_> {
 
     /// A packet that the jail's table calls unreachable ends in the routing decision, before any forward hook, and the
     /// kernel's ICMP error for it is rate-limited (icmp_ratelimit, ip-sysctl): under load a new connection would hang.
-    /// So its SYN is reset here. Established connections are left alone: they outlive a restart of the exit.
+    /// So its SYN is reset here. Nor is "no route" an error that a UDP socket hears of (icmp_err_convert,
+    /// icmpv6_err_convert), so a first datagram is answered by one that it does. Established connections are left alone:
+    /// they outlive a restart of the exit.
     fn no_way_is_told_at_once(&self) -> Chain {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
         let nowhere = "fib daddr type != local fib daddr oif missing counter name rejected_out";
+        // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
+        let first = "meta l4proto udp ct status ! confirmed";
+        let no_route =
+            "fib daddr type != { local, broadcast, multicast } fib daddr oif missing counter name rejected_out";
         let mut rules = Vec::new();
         for source in self.by_family("saddr") {
             let source = format!("iifname != \"lo\" {source}");
             if matches!(self.jail.dns, Dns::Servers(_)) {
-                // The kernel's own error, host unreachable, is none that a datagram's sender is told (icmp_err_convert).
-                rules.push(format!("{source} udp dport 53 {nowhere} reject with icmpx port-unreachable"));
                 // From a bridge that calls iptables, a reset comes from the translated address, and is not believed
                 // (nf_send_reset, past the hooks); an ICMP error is translated back.
                 rules.push(format!("{source} {syn} ct status dnat {nowhere} reject with icmpx no-route"));
             }
             rules.push(format!("{source} {syn} {nowhere} reject with tcp reset"));
+            rules.push(format!("{source} {first} {no_route} reject with icmpx admin-prohibited"));
         }
         // After destination NAT (-100), whose target is what is asked for.
         Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
@@ -196,6 +203,7 @@ impl Scope<'_> {
     fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        rules.push(self.calls_that_another_interface_would_answer_are_refused());
         rules.extend(self.forwarded_ports_reach_members());
         for allow in &self.jail.allow {
             rules.extend(an_allowed_net_reaches_members(allow));
@@ -312,46 +320,6 @@ impl Scope<'_> {
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
     }
 
-    /// Before an engine's own rules (-100): the first one that translates a connection's destination is the one.
-    fn ports_of_the_exit_lead_to_members(&self) -> Chain {
-        let exits = names(&self.jail.exits);
-        let rules = self
-            .families()
-            .map(|family| {
-                let (protocol, digit) = (protocol(family), digit(family));
-                format!(
-                    "iifname {exits} fib daddr type local dnat {protocol} to meta l4proto . th dport map @forward{digit}"
-                )
-            })
-            .collect();
-        Chain { name: "forwards", hook: Some("type nat hook prerouting priority -101; policy accept;"), rules }
-    }
-
-    /// Only what came to the port of the exit that leads to this member and port: a packet that somebody sends to the
-    /// member itself is none, nor is one that an engine's published port sent here. ICMP errors about such a connection
-    /// (a packet that was too big) belong to it.
-    fn forwarded_ports_reach_members(&self) -> Vec<String> {
-        let forwarded = format!("iifname {} ct direction original ct status dnat", names(&self.jail.exits));
-        let mut rules: Vec<String> = self
-            .families()
-            .map(|family| {
-                let (protocol, digit) = (protocol(family), digit(family));
-                // nft before 1.1 types the port of `ct original` by the protocols matched before it.
-                format!(
-                    "{forwarded} meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
-                )
-            })
-            .collect();
-        rules.push(format!("{forwarded} ct state related meta l4proto {{ icmp, ipv6-icmp }} accept"));
-        rules
-    }
-
-    /// The families that the jail has subnets of.
-    fn families(&self) -> impl Iterator<Item = Family> + '_ {
-        let has = |family: &Family| self.jail.subnets.iter().any(|net| Family::of_net(net) == *family);
-        Family::BOTH.into_iter().filter(has)
-    }
-
     /// The match of the jail's subnets, once for each family that it has.
     fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
         Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
@@ -461,14 +429,6 @@ fn protocol(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
-    }
-}
-
-/// What the names of sets for one family end in.
-fn digit(family: Family) -> char {
-    match family {
-        Family::V4 => '4',
-        Family::V6 => '6',
     }
 }
 

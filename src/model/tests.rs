@@ -12,11 +12,13 @@ use super::desired::{self, Steering};
 use super::facts::{
     Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, Surroundings, Tables, WallFacts,
 };
-use super::objects::{Family, Mac, Route, Target};
+use super::objects::{Mac, Route, Target};
 use super::plan::{self, PlanError};
 use super::policy::Jail;
 use super::verify::{self, Mismatch};
 use crate::config::Config;
+
+mod exits;
 
 fn jail(body: &str) -> Jail {
     let text = format!("[jail.vpn]\nsubnets = [\"172.18.0.0/16\", \"fd00:18::/64\"]\n{body}\n");
@@ -177,51 +179,6 @@ fn an_exit_that_is_down_carries_nothing() {
     assert!(
         !wall.routes.iter().any(|route| matches!(&route.target, Target::Dev { name, .. } if name.as_str() == "tun0"))
     );
-}
-
-/// The default routes of a jail with two exits, in the order in which the kernel takes them.
-fn defaults(surroundings: Vec<ExitFacts>) -> Vec<String> {
-    let jail = jail("exit = [\"tun0\", \"eth1\"]\ngateway = \"192.0.2.1\"");
-    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, bridge: None });
-    let everything = Family::V4.everything();
-    let mut routes: Vec<_> = wall.routes.into_iter().filter(|route| route.destination == everything).collect();
-    routes.sort_by_key(|route| route.metric);
-    routes.iter().map(ToString::to_string).map(|text| text.replace(" protocol 116", "")).collect()
-}
-
-#[test]
-fn an_exit_keeps_its_place_whatever_becomes_of_the_others() {
-    let (tun, eth) = (exit(5, "tun0", true, true), nic(&["192.0.2.9/24"]));
-    let (end, by_tun) = ("unreachable default metric 4294967295", "default dev tun0 metric 100");
-    let by_eth = "default via 192.0.2.1 dev eth1 metric 101";
-    assert_eq!(defaults(vec![tun.clone(), eth.clone()]), [by_tun, by_eth, end]);
-    assert_eq!(defaults(vec![tun.clone()]), [by_tun, end]);
-    assert_eq!(defaults(vec![eth]), [by_eth, end]);
-    assert_eq!(defaults(vec![tun, nic(&["198.51.100.9/24"])]), [by_tun, end], "no neighbour of eth1");
-}
-
-#[test]
-fn an_exit_without_a_carrier_comes_after_those_that_have_one() {
-    let without = |mut exit: ExitFacts| {
-        exit.link.carrier = false;
-        exit
-    };
-    let (tun, eth) = (exit(5, "tun0", true, true), nic(&["192.0.2.9/24"]));
-    let end = "unreachable default metric 4294967295";
-    let (by_tun, by_eth) = ("default dev tun0 metric", "default via 192.0.2.1 dev eth1 metric");
-    assert_eq!(
-        defaults(vec![without(tun.clone()), eth.clone()]),
-        [format!("{by_eth} 101"), format!("{by_tun} 102"), end.into()]
-    );
-    assert_eq!(
-        defaults(vec![tun.clone(), without(eth.clone())]),
-        [format!("{by_tun} 100"), format!("{by_eth} 103"), end.into()]
-    );
-    assert_eq!(
-        defaults(vec![without(tun.clone()), without(eth)]),
-        [format!("{by_tun} 100"), format!("{by_eth} 101"), end.into()]
-    );
-    assert_eq!(defaults(vec![without(tun)]), [format!("{by_tun} 100"), end.into()], "better than nothing: it may come");
 }
 
 fn standing(wall: &desired::Wall) -> WallFacts {

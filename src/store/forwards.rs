@@ -1,5 +1,5 @@
-//! Whose port of an exit is whose. A link for each port finds the member in one step; the member's record has to say so
-//! too, so that a link that a crash left claims nothing.
+//! Whose port of an exit is whose. A link for each port finds the member in one step. The member's record comes first, so
+//! that there is something to sweep, and says what is meant to lead to it; without the link nothing does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use crate::model::objects::Element;
 use crate::model::policy::{Forward, Port};
 
 impl MemberRecord {
-    /// The ports of the exit that lead to it. What a container asked for stands before what the configuration says.
+    /// The ports of the exit that are to lead to it. What a container asked for stands before what the configuration says.
     pub fn forwards(&self) -> Vec<Forward> {
         let asked = self.containers.iter().flat_map(|container| &container.forwards);
         forward::merged(asked.chain(&self.configured).copied())
     }
 
-    /// The elements of the wall that lead them to it.
+    /// The elements of the wall that would lead them to it.
     pub fn forward_elements(&self) -> Vec<Element> {
         forward::elements(&self.jail, &self.interfaces, &self.forwards())
     }
@@ -31,6 +31,16 @@ impl Store {
 
     fn forward_path(&self, jail: &JailName, port: Port) -> PathBuf {
         self.forwards_dir(jail).join(format!("{}-{}", port.protocol.as_str(), port.number))
+    }
+
+    /// The elements that lead ports to this member now, as far as tunjail knows.
+    pub fn led_to(&self, member: &MemberRecord) -> Vec<Element> {
+        let mine = PathBuf::from(member.netns.ino.to_string());
+        let is_mine = |forward: &Forward| {
+            fs::read_link(self.forward_path(&member.jail, forward.port)).is_ok_and(|owner| owner == mine)
+        };
+        let forwards: Vec<Forward> = member.forwards().into_iter().filter(is_mine).collect();
+        forward::elements(&member.jail, &member.interfaces, &forwards)
     }
 
     /// The member of `jail` that has this port of the exit, alive or not.

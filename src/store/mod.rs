@@ -5,7 +5,7 @@
 //! jails/JAIL/wall.json           the jail's wall: its table, who raised it, what was loaded
 //! jails/JAIL/members/NETNS.json  a member: its containers, interfaces, lock
 //! jails/JAIL/claims/MAC-ADDRESS  -> NETNS: whose element in the wall that is
-//! jails/JAIL/forwards/tcp-PORT   -> NETNS: whose port of the exit that is, if its record says so too: see [`forwards`]
+//! jails/JAIL/forwards/tcp-PORT   -> NETNS: whose port of the exit that is: see [`forwards`]
 //! late/NETNS.json                a container whose address comes late, until it was started: see [`late`]
 //! endpoints/TUNNEL.json          routes to a tunnel's other ends that were added to the host's own table
 //! containers/ID                  -> ../jails/JAIL/members/NETNS.json or ../late/NETNS.json
@@ -333,13 +333,12 @@ impl LockedStore {
     pub fn put_member(&self, member: &MemberRecord, membership: &[Element]) -> Result<(), StoreError> {
         let directories =
             [self.members_dir(&member.jail), self.jail_dir(&member.jail).join("claims"), self.root.join("containers")];
-        // Before the record: a link alone claims nothing.
-        self.link_forwards(member)?;
         // The first member makes them; for every other one they are there.
         if !directories.iter().all(|directory| directory.is_dir()) {
             directories.iter().try_for_each(|directory| make_dir(directory))?;
         }
         self.update_member(member)?;
+        self.link_forwards(member)?;
         let target = link_target(member);
         for container in &member.containers {
             link(&target, &self.container_path(&container.id))?;

@@ -2,6 +2,7 @@
 
 mod failover;
 mod jails;
+mod nic;
 mod service;
 mod watch;
 

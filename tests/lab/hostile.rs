@@ -2,9 +2,10 @@
 //! half of it.
 
 mod callers;
-mod forged;
+pub mod forged;
 mod links;
 mod neighbours;
+mod routers;
 pub mod services;
 mod told;
 
@@ -88,7 +89,7 @@ impl Attacker {
     }
 }
 
-fn mac_of(links: &str) -> Mac {
+pub fn mac_of(links: &str) -> Mac {
     let links: Value = serde_json::from_str(links).expect("JSON from ip");
     mac(links[0]["address"].as_str().expect("a MAC address"))
 }

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::run::Cmd;
 use crate::uplink::{NIC4, NIC6};
-use crate::vpn::{CLIENT_PORTS, TUNNEL_NET4, TUNNEL_NET6};
-use crate::world::{HOST4, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, VPN4};
+use crate::vpn::{CLIENT_PORTS, SERVER_PORTS, TUNNEL_NET4, TUNNEL_NET6};
+use crate::world::{HOST4, HOST4_MOVED, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, VPN_NET4};
 
 /// Packets from the host's uplink since the last reset, by where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,8 +85,7 @@ impl Counters {
                     ether type arp counter name foreign_arp accept
                     ether saddr {mac} ip saddr {HOST4} ip protocol igmp counter name own accept
                     ether saddr {mac} ip6 saddr {{ ::, fe80::/10, {HOST6} }} icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }} counter name own accept
-                    ip saddr {HOST4} ip daddr {VPN4} udp sport {CLIENT_PORTS}-{last} udp dport 1194 counter name transport accept
-                    ip saddr {HOST4} ip daddr {VPN4} icmp type destination-unreachable @th,224,32 {quoted:#x}-{quoted_last:#x} counter name transport accept
+                    {transport}
                     ether type ip update @seen4 {{ ip saddr . ip daddr . meta l4proto . th sport . th dport }}
                     ether type ip6 update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport }}
                     ip saddr {{ {TUNNEL_NET4}, {NIC4} }} tcp flags & rst == rst counter name stray accept
@@ -100,12 +99,23 @@ impl Counters {
                     counter name other
                 }}
             }}",
-            last = CLIENT_PORTS + 63,
-            quoted = (1194u32 << 16) | u32::from(CLIENT_PORTS),
-            quoted_last = (1194u32 << 16) | u32::from(CLIENT_PORTS + 63),
+            transport = SERVER_PORTS.map(transport).join("\n"),
         ));
         Self
     }
+}
+
+/// A tunnel's own packets to this port of its server, from any of the host's addresses.
+fn transport(port: u16) -> String {
+    let last = CLIENT_PORTS + 63;
+    let quoted = |client: u16| (u32::from(port) << 16) | u32::from(client);
+    let from_to = format!("ip saddr {{ {HOST4}, {HOST4_MOVED} }} ip daddr {VPN_NET4}");
+    format!(
+        "{from_to} udp sport {CLIENT_PORTS}-{last} udp dport {port} counter name transport accept
+        {from_to} icmp type destination-unreachable @th,224,32 {:#x}-{:#x} counter name transport accept",
+        quoted(CLIENT_PORTS),
+        quoted(last)
+    )
 }
 
 impl Lab {

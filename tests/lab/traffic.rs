@@ -2,8 +2,14 @@
 //! settings and firewalls of their own.
 
 mod annex;
+mod families;
+mod hosts;
 mod lan;
 mod published;
+mod segments;
+mod settings;
+mod wg;
+mod wire;
 
 use std::time::Duration;
 

@@ -16,6 +16,8 @@ pub const TUN: &str = "tun0";
 /// The client's own ports, 64 of them from here: what leaves from one of them to the server is the transport, all else
 /// is a leak. Each start takes the next, because a server that still knows a killed client's port makes the new one wait.
 pub const CLIENT_PORTS: u16 = 51200;
+/// OpenVPN's, and WireGuard's two.
+pub const SERVER_PORTS: [u16; 3] = [1194, 51820, 51821];
 /// The addresses inside the tunnel.
 pub const TUNNEL_NET4: &str = "10.8.0.0/24";
 pub const TUNNEL_NET6: &str = "2001:db8:8::/64";
@@ -24,6 +26,8 @@ const PORTS_OF_A_CLIENT: u16 = 16;
 /// What a server may give to its clients.
 const TUNNELS4: &str = "10.8.0.0/15";
 const TUNNELS6: &str = "2001:db8:8::/47";
+/// What the server keeps for each client.
+const OF_CLIENTS: &str = "openvpn-clients";
 
 /// The server. Stops when dropped.
 pub struct Vpn {
@@ -45,7 +49,9 @@ impl Vpn {
         let config = format!(
             "dev {TUN}\ndev-type tun\nproto udp4\nlocal {VPN4}\nport 1194\ntopology subnet\nserver 10.8.0.0 255.255.255.0\n\
              server-ipv6 2001:db8:8::/64\nkeepalive 1 60\nexplicit-exit-notify 1\ndh none\ntls-server\ndisable-dco\n\
-             push \"redirect-gateway def1 ipv6\"\npush \"dhcp-option DNS 10.8.0.1\"\n{}",
+             push \"redirect-gateway def1 ipv6\"\npush \"dhcp-option DNS 10.8.0.1\"\n\
+             client-config-dir {}\n{}",
+            lab.dir(OF_CLIENTS).display(),
             identity(&pki, "server")
         );
         lab.vpn.nft(&format!(
@@ -58,6 +64,12 @@ impl Vpn {
         let mut server = start("server", &change(config), |cmd| cmd.within(&lab.vpn));
         wait_until("the OpenVPN server", Duration::from_secs(10), || done(&mut server));
         Self { pki, server, clients: Cell::new(0) }
+    }
+
+    /// The next time that the client comes it gets these addresses, of [`TUNNEL_NET4`] and [`TUNNEL_NET6`].
+    pub fn gives(&self, lab: &Lab, v4: &str, v6: &str) {
+        let lines = format!("ifconfig-push {v4} 255.255.255.0\nifconfig-ipv6-push {v6}/64\n");
+        std::fs::write(lab.dir(OF_CLIENTS).join("client"), lines).expect("the client's addresses");
     }
 
     /// The client as an administrator sets it up, `up`, `route-up` and `down` being `SCRIPT up` and `SCRIPT down`; not started.

@@ -16,6 +16,8 @@ use crate::run::{Cmd, Job, Out, wait_until};
 use crate::{product, rootfs, tools};
 
 pub const HOST4: &str = "192.168.178.2";
+/// What the host's uplink may be given instead.
+pub const HOST4_MOVED: &str = "192.168.178.3";
 pub const HOST6: &str = "2001:db8:178::2";
 pub const LAN4: &str = "192.168.178.50";
 pub const LAN6: &str = "2001:db8:178::50";
@@ -27,6 +29,8 @@ pub const SERVICE6: &str = "2001:db8:51::80";
 pub const DNS4: &str = "198.51.100.53";
 pub const DNS6: &str = "2001:db8:51::53";
 pub const VPN4: &str = "203.0.113.10";
+/// The net that the VPN servers are in.
+pub const VPN_NET4: &str = "203.0.113.0/24";
 pub const VPN6: &str = "2001:db8:113::10";
 /// The router's side of the internet: whom the world sees when the host's own traffic goes out.
 pub const ROUTER4: &str = "198.51.100.1";

@@ -21,7 +21,7 @@ use nix::libc;
 
 pub use self::counters::{Counter, counters, elements};
 pub use self::lock::close as close_lock;
-pub use self::nft::{check, find as find_nft, load};
+pub use self::nft::{check, find as find_nft, load, ruleset};
 pub use self::steering::steer;
 use super::KernelError;
 use super::nfnetlink::{Answer, Nfnl, Request, values};

@@ -2,12 +2,12 @@
 
 use rstest::rstest;
 
-use super::leads;
+use super::{SOON, leads};
 use crate::product::{JAIL, STRICT_JAIL};
-use crate::run::{Cmd, Out};
+use crate::run::{Cmd, Out, wait_until};
 use crate::vpn::TUN;
 use crate::world::Netns;
-use crate::yard::{Lock, Stand, Yard, asking, assert_refused, stopped, unplug};
+use crate::yard::{Lock, Stand, Yard, address, asking, assert_refused, stopped, unplug};
 
 const PORTS: &str = "tcp/51413 udp/51413, tcp/8443:443";
 
@@ -273,4 +273,47 @@ fn an_annotation_that_is_no_list_refuses_the_container() {
     assert_eq!(stand.netns.lock(), Lock::Absent);
     stand.vanish();
     before.assert_same(&yard.lab.settled(), "a refused container");
+}
+
+/// An engine that gives the address after createRuntime: what was asked for is remembered, and judged with the address.
+#[test]
+fn a_late_container_gets_its_ports_with_its_address() {
+    let yard = Yard::new(JAIL);
+    let before = yard.lab.settled();
+    let mut late = yard.late("m1");
+    let mut loser = yard.late("m2");
+    for (id, stand, ports) in [("c1", &late, PORTS), ("c2", &loser, "tcp/1 tcp/51413")] {
+        let out = yard.lab.create_runtime(&asking(id, stand.pid, ports), &["--jail", "vpn"]);
+        assert!(out.code == 0 && out.stderr.is_empty(), "{id}: {out:?}");
+    }
+    assert_eq!(leads(&yard.lab, "vpn", "forward4"), "", "a port leads to a container without an address");
+    address(&late.netns, 2);
+    yard.wait_state("c1", "held");
+    assert!(leads(&yard.lab, "vpn", "forward4").contains("tcp . 8443 : 172.18.0.2 . 443"));
+    assert!(leads(&yard.lab, "vpn", "forward6").contains("tcp . 8443 : fd00:18::2 . 443"));
+
+    address(&loser.netns, 3);
+    let why = yard.wait_state("c2", "refused");
+    assert!(why.contains("port tcp/51413 of exit tun0") && why.contains("container c1 of jail vpn"), "{why}");
+    assert_eq!(loser.netns.lock(), Lock::Closed);
+    assert!(!leads(&yard.lab, "vpn", "forward4").contains("172.18.0.3"));
+    // Given up while somebody still looks: then it is held after all.
+    yard.lab.tunjail_ok(&["forward", "remove", "c1", "tcp/51413"]);
+    yard.wait_state("c2", "held");
+    assert!(leads(&yard.lab, "vpn", "forward4").contains("tcp . 51413 : 172.18.0.3 . 51413"));
+
+    // What was changed by hand stays, however often it is judged again.
+    yard.lab.tunjail_ok(&["forward", "add", "c1", "udp/2"]);
+    late.netns.sh("ip addr add 172.18.0.22/16 dev eth0");
+    wait_until("the second address", SOON, || yard.lab.has_element("inet", "members4", "172.18.0.22"));
+    let leads4 = leads(&yard.lab, "vpn", "forward4");
+    assert!(leads4.contains("udp . 2 : 172.18.0.2 . 2") && !leads4.contains("tcp . 51413 : 172.18.0.2"), "{leads4}");
+
+    for (id, stand) in [("c1", &mut late), ("c2", &mut loser)] {
+        stand.begin();
+        stand.die();
+        yard.leave(id);
+        unplug(&stand.netns);
+    }
+    before.assert_same(&yard.lab.settled(), "late members");
 }
