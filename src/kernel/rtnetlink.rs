@@ -260,9 +260,9 @@ impl Rtnl {
     /// Has whoever asks `destination`, an address of the loopback interface, do so as `source`, which has to be an
     /// address of this namespace; the route goes with it.
     pub fn loop_back_as(&mut self, destination: Ipv4Addr, source: Ipv4Addr) -> Result<(), KernelError> {
+        /// In every network namespace (include/net/flow.h).
+        const LOOPBACK_IFINDEX: u32 = 1;
         let request = format!("adding route \"local {destination} dev lo src {source}\"");
-        let lo = self.link_by_name(&"lo".parse().map_err(|error| KernelError::answer(&request, error))?)?;
-        let Some(lo) = lo else { return Err(KernelError::answer(request, "no such interface")) };
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.destination_prefix_length = 32;
@@ -272,7 +272,7 @@ impl Rtnl {
         message.header.table = libc::RT_TABLE_LOCAL;
         message.attributes.extend([
             RouteAttribute::Destination(RouteAddress::Inet(destination)),
-            RouteAttribute::Oif(lo.index),
+            RouteAttribute::Oif(LOOPBACK_IFINDEX),
             RouteAttribute::PrefSource(RouteAddress::Inet(source)),
         ]);
         self.change(&request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
