@@ -5,7 +5,8 @@ mod callers;
 pub mod forged;
 mod links;
 mod neighbours;
-mod services;
+mod routers;
+pub mod services;
 mod told;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -57,6 +57,7 @@ mod dns;
 mod engines;
 mod exits;
 mod forward;
+mod host;
 mod hostile;
 mod infra;
 mod install;

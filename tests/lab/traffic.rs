@@ -2,9 +2,11 @@
 //! settings and firewalls of their own.
 
 mod annex;
+mod families;
 mod hosts;
 mod lan;
 mod published;
+mod segments;
 mod settings;
 mod wg;
 mod wire;

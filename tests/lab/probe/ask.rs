@@ -46,6 +46,28 @@ pub fn http(addr: IpAddr, port: u16) -> super::Done {
     say(|| get(connect(addr, port)?))
 }
 
+/// Sends `bytes` to the sink; `body` is what arrived.
+pub fn push(addr: IpAddr, bytes: u64) -> super::Done {
+    say(|| {
+        let mut stream = connect(addr, 9)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        io::copy(&mut io::repeat(7).take(bytes), &mut stream)?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut count = [0; 8];
+        stream.read_exact(&mut count)?;
+        Ok(u64::from_be_bytes(count).to_string())
+    })
+}
+
+/// Gets `bytes` from the source; `body` is what arrived.
+pub fn fetch(addr: IpAddr, bytes: u64) -> super::Done {
+    say(|| {
+        let mut stream = connect(addr, 19)?;
+        stream.write_all(&bytes.to_be_bytes())?;
+        Ok(io::copy(&mut stream, &mut io::sink())?.to_string())
+    })
+}
+
 pub fn via_proxy(proxy: IpAddr, port: u16, to: IpAddr, to_port: u16) -> super::Done {
     say(|| {
         let mut stream = connect(proxy, port)?;

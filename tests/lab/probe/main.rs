@@ -27,6 +27,7 @@ const USAGE: &str = "usage: probe COMMAND ARGS
   proxy ADDR PORT                                   HTTP proxy (CONNECT and GET)
   tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT
   dns SERVER NAME [PORT] | dns-tcp SERVER NAME [PORT]
+  push ADDR BYTES | fetch ADDR BYTES                to a sink on 9, from a source on 19
   via-proxy PROXY PORT TARGET TARGETPORT
   udp-flood ADDR PORT PPS SECONDS                   counts answers
   udp-from SOURCE ADDR PORT COUNT                   bound to an address
@@ -60,6 +61,8 @@ fn run(args: &[&str]) -> Done {
         ["udp-echo", addr, port] => ask::udp_echo(ip(addr)?, num(port)?),
         ["http", addr] => ask::http(ip(addr)?, 80),
         ["http", addr, port] => ask::http(ip(addr)?, num(port)?),
+        ["push", addr, bytes] => ask::push(ip(addr)?, num(bytes)?),
+        ["fetch", addr, bytes] => ask::fetch(ip(addr)?, num(bytes)?),
         ["via-proxy", proxy, port, to, to_port] => ask::via_proxy(ip(proxy)?, num(port)?, ip(to)?, num(to_port)?),
         ["dns", server, name] => ask::dns(ip(server)?, name, 53),
         ["dns", server, name, port] => ask::dns(ip(server)?, name, num(port)?),

@@ -13,7 +13,7 @@ pub const ANNEX_NET6: &str = "fd00:9::/64";
 
 /// The gateway and a host behind it with the lab's services. The link between the two may be narrow.
 pub struct Annex {
-    _gate: Netns,
+    pub gate: Netns,
     pub host: Netns,
     _services: Job,
 }
@@ -42,6 +42,6 @@ impl Annex {
         }
         let services = Cmd::new(rootfs::probe(), &["serve", ANNEX4, ANNEX6]).within(&host).spawn();
         wait_until("the annex' services", Duration::from_secs(5), || services.stdout().contains("ready"));
-        Self { _gate: gate, host, _services: services }
+        Self { gate, host, _services: services }
     }
 }
