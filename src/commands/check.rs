@@ -122,7 +122,7 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
     exits(findings, &what, jail, &survey);
     exits_fit_the_host(findings, &what, jail, &survey, kernel);
     host::look_at_jail(findings, &what, jail, &survey, kernel);
-    dns::look(findings, &what, jail);
+    dns::look(findings, kernel, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {

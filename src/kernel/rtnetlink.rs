@@ -419,7 +419,7 @@ fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         mac: None,
         up: flags.contains(LinkFlags::Up),
-        carrier: flags.contains(LinkFlags::LowerUp),
+        carrier: flags.contains(LinkFlags::LowerUp | LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         tunnel: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
         peer: None,

@@ -25,7 +25,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// `IFF_UP`.
     pub up: bool,
-    /// `IFF_LOWER_UP`: there is somebody at the other end of the wire, or there is no wire.
+    /// `IFF_LOWER_UP` and `IFF_RUNNING`: there is somebody at the other end of the wire, or there is no wire, and the kernel
+    /// has come to know (up to a second later, net/core/link_watch.c; until then it drops what is sent).
     pub carrier: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use super::names::IfName;
 use super::objects::{Element, Family, TableId};
-use super::policy::{Allow, Jail, Port};
+use super::policy::{Allow, Dns, Jail, Port};
 
 /// Chains and set declarations of a jail's tables, without any member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,20 +165,24 @@ impl Scope<'_> {
     /// they outlive a restart of the exit.
     fn no_way_is_told_at_once(&self) -> Chain {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
-        let nowhere = "fib daddr type != local fib daddr oif missing";
+        let nowhere = "fib daddr type != local fib daddr oif missing counter name rejected_out";
         // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
         let first = "meta l4proto udp ct status ! confirmed";
-        let no_route = "fib daddr type != { local, broadcast, multicast } fib daddr oif missing";
-        let rules = self
-            .by_family("saddr")
-            .flat_map(|source| {
-                let count = "counter name rejected_out";
-                [
-                    format!("iifname != \"lo\" {source} {syn} {nowhere} {count} reject with tcp reset"),
-                    format!("iifname != \"lo\" {source} {first} {no_route} {count} reject with icmpx admin-prohibited"),
-                ]
-            })
-            .collect();
+        let no_route =
+            "fib daddr type != { local, broadcast, multicast } fib daddr oif missing counter name rejected_out";
+        let mut rules = Vec::new();
+        for source in self.by_family("saddr") {
+            let source = format!("iifname != \"lo\" {source}");
+            if matches!(self.jail.dns, Dns::Servers(_)) {
+                // A resolver goes on to the next server when it hears that the port is closed.
+                rules.push(format!("{source} udp dport 53 {nowhere} reject with icmpx port-unreachable"));
+                // From a bridge that calls iptables, a reset comes from the translated address, and is not believed
+                // (nf_send_reset, past the hooks); an ICMP error is translated back.
+                rules.push(format!("{source} {syn} ct status dnat {nowhere} reject with icmpx no-route"));
+            }
+            rules.push(format!("{source} {syn} {nowhere} reject with tcp reset"));
+            rules.push(format!("{source} {first} {no_route} reject with icmpx admin-prohibited"));
+        }
         // After destination NAT (-100), whose target is what is asked for.
         Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
     }

@@ -17,7 +17,7 @@ const EMBEDDED: &str = "127.0.0.11";
 const TRANSPORTS: [&str; 2] = ["dns", "dns-tcp"];
 
 /// The jail with this line more.
-fn jail(line: &str) -> String {
+pub fn jail(line: &str) -> String {
     format!("{STRICT_JAIL}{line}\n")
 }
 

@@ -2,6 +2,7 @@
 //! exit, and nothing else comes in.
 
 mod command;
+mod engines;
 mod exits;
 mod owners;
 
@@ -53,7 +54,12 @@ pub fn provide(lab: &Lab) {
 /// The services of a member, on its own addresses.
 #[track_caller]
 pub fn serve(container: &dyn Container, n: u8) -> Job {
-    let mut job = container.spawn(&[PROBE, "serve", &format!("172.18.0.{n}"), &format!("fd00:18::{n}")]);
+    serve_at(container, &[&format!("172.18.0.{n}"), &format!("fd00:18::{n}")])
+}
+
+#[track_caller]
+pub fn serve_at(container: &dyn Container, addresses: &[&str]) -> Job {
+    let mut job = container.spawn(&[&[PROBE, "serve"], addresses].concat());
     wait_until("the member's services", Duration::from_secs(10), || {
         assert!(!job.ended(), "the member does not serve: {}", job.stderr());
         job.stdout().contains("ready")

@@ -6,7 +6,7 @@ pub mod forged;
 mod links;
 mod neighbours;
 mod routers;
-mod services;
+pub mod services;
 mod told;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

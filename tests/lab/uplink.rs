@@ -29,7 +29,8 @@ impl Uplink {
             ip -n isp link add wan type veth peer name isp0 netns inet"
         ));
         isp.sh(&format!(
-            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+            "echo 1 > /proc/sys/net/ipv6/conf/all/keep_addr_on_down; echo 1 > /proc/sys/net/ipv6/conf/default/keep_addr_on_down
+            echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
             ip addr add {GATEWAY4}/25 dev customer; ip addr add {GATEWAY6}/64 dev customer nodad
             ip addr add {ISP4}/25 dev wan; ip addr add 2001:db8:2:1::2/64 dev wan nodad
             ip link set customer up; ip link set wan up
@@ -63,8 +64,11 @@ impl Uplink {
 
     /// Addresses and up, as an administrator does it by hand: no script of tunjail's hears of it.
     pub fn comes(&self, lab: &Lab) {
+        // The other end of the cable is the same kernel's here, and answers nothing until it has come to know that it is
+        // plugged in. What it was asked meanwhile is asked again soon, and not a second later.
         lab.sh(&format!(
-            "ip link set {NIC} up; ip addr replace {NIC4}/25 dev {NIC}; ip addr replace {NIC6}/64 dev {NIC} nodad"
+            "for family in ipv4 ipv6; do echo 20 > /proc/sys/net/$family/neigh/{NIC}/retrans_time_ms; done
+            ip link set {NIC} up; ip addr replace {NIC4}/25 dev {NIC}; ip addr replace {NIC6}/64 dev {NIC} nodad"
         ));
     }
 
@@ -86,10 +90,6 @@ impl Uplink {
     /// The cable at the other end: the host's interface stays up.
     pub fn cable(&self, plugged: bool) {
         self.isp.sh(&format!("ip link set customer {}", if plugged { "up" } else { "down" }));
-        if plugged {
-            // Without a link for a while, the provider's own address is gone.
-            self.isp.sh(&format!("ip addr replace {GATEWAY6}/64 dev customer nodad"));
-        }
     }
 
     /// Packets from the customer in its own name, and in any other.

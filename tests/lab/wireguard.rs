@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::bridge::Bridge;
 use crate::engine::Container;
 use crate::engine::oci::{Bundle, Oci};
+use crate::product::TUNJAIL;
 use crate::run::{Cmd, Job, answer, wait_until};
 use crate::scene::Traffic;
 use crate::tools;
@@ -305,7 +306,19 @@ fn an_interface_that_is_there_needs_no_wiring() {
     assert!(exit["up"] == true && exit["wireguard"]["last_handshake"].is_null(), "{exit}");
     assert!(lab.tunjail_ok(&["status"]).contains("exit wg0: up, IPv4 yes, IPv6 yes, no handshake yet"));
     scene.peers.iter().for_each(|peer| peer.signal(Signal::SIGCONT));
-    comes_out_at_the_server(&scene.member("m2", 3));
+    let member = scene.member("m2", 3);
+    comes_out_at_the_server(&member);
+
+    // Where `tunjail watch` runs, one that comes back meanwhile needs none either.
+    let mut watch = Cmd::new(TUNJAIL, &["watch"]).spawn();
+    scene.down();
+    assert_eq!(member.probe(&["http", SERVICE4]).json()["ok"], false);
+    scene.up();
+    wait_until("the exit open again", Duration::from_secs(5), || {
+        assert!(!watch.ended(), "{}", watch.stderr());
+        member.probe(&["http", SERVICE4]).json()["body"] == VPN4
+    });
+    comes_out_at_the_server(&member);
 }
 
 /// The client's uplink gets another address, then the server does; each follows the other by what it sends.
