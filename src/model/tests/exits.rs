@@ -8,7 +8,7 @@ use crate::model::{conflict, desired, plan, verify};
 /// The default routes of a jail with two exits, in the order in which the kernel takes them.
 fn defaults(surroundings: Vec<ExitFacts>) -> Vec<String> {
     let jail = jail("exit = [\"tun0\", \"eth1\"]\ngateway = \"192.0.2.1\"");
-    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, bridge: None });
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, ..Surroundings::default() });
     let everything = Family::V4.everything();
     let mut routes: Vec<_> = wall.routes.into_iter().filter(|route| route.destination == everything).collect();
     routes.sort_by_key(|route| route.metric);
