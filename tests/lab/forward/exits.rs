@@ -193,7 +193,7 @@ fn a_call_is_answered_by_the_exit_that_it_came_by_or_not_at_all() {
 
     // The positive control: with everything that was led on let in and out, those answers leave in a wrong name, or there.
     lab.sh(
-        "nft insert rule inet tunjail_vpn to_members ct status dnat accept; nft flush chain inet tunjail_vpn answers",
+        "nft insert rule inet tunjail_vpn to_members ct status dnat accept; nft flush chain inet tunjail_vpn own_name",
     );
     stray();
     lie();

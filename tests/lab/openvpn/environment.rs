@@ -25,11 +25,12 @@ fn hostile_values_are_one_line_or_nothing() {
     // The tunnel covers its server, so that its address and the gateway's are needed.
     lab.sh(&format!("ip route add 0.0.0.0/1 dev {TUN}; ip route add 128.0.0.0/1 dev {TUN}"));
     let before = lab.settled();
-    let files = || lab.sh("ls -a / /tmp /run /run/tunjail /run/lab");
+    let files = || lab.sh("ls -aR /run/tunjail; ls -a /run /run/lab /etc /etc/iproute2");
     let listed = files();
 
     let huge = "1".repeat(HUGE);
-    let bad = ["tun0 tun1", "tun0;touch /tmp/x", "tun0\nrm", "$(touch /tmp/x)", "../tun0", "tun0/../x", "*", &huge];
+    let bad =
+        ["tun0 tun1", "tun0;touch /run/lab/x", "tun0\nrm", "$(touch /run/lab/x)", "../tun0", "tun0/../x", "*", &huge];
     for value in bad {
         for direction in ["up", "down"] {
             let out = exit(direction, &[("dev", value), ("script_type", direction)]);
@@ -42,7 +43,7 @@ fn hostile_values_are_one_line_or_nothing() {
 
     let good = [("dev", TUN), ("script_type", "route-up"), ("script_context", "init")];
     let addresses = [
-        "203.0.113.10;touch /tmp/x",
+        "203.0.113.10;touch /run/lab/x",
         "203.0.113.10 via 192.168.178.1",
         "203.0.113.10\n",
         "203.0.113.10/24",
