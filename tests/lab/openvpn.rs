@@ -150,7 +150,6 @@ fn redirect_gateway_left_on_moves_the_host_and_the_jail_holds(#[case] case: &str
 #[rstest]
 #[case::the_device_goes("restarts", "")]
 #[case::the_device_stays("restarts-persist-tun", "persist-tun\npersist-key\n")]
-#[case::up_restart("restarts-up-restart", "persist-tun\npersist-key\nup-restart\n")]
 fn a_member_lives_through_restarts(#[case] case: &str, #[case] more: &str) {
     let lab = Lab::new();
     lab.configure(STRICT_JAIL);
