@@ -125,7 +125,9 @@ pub enum JailFault {
     NoRouter(IpAddr),
     #[error("gateway {gateway} lies in the jail's own subnet {subnet}; name the next hop on the exit's side")]
     GatewayInside { gateway: IpAddr, subnet: IpNet },
-    #[error("gateways {first} and {second} are of one family; name at most one IPv4 and one IPv6 gateway")]
+    #[error(
+        "gateways {first} and {second} are of one family; name at most one IPv4 and one IPv6 gateway for each exit"
+    )]
     GatewayTwice { first: IpAddr, second: IpAddr },
 
     #[error("{0}")]

@@ -61,7 +61,7 @@ fn checked(heading: usize, name: &JailName, raw: RawJail) -> Found<Checked> {
     let bridge_at = raw.bridge.as_ref().map_or(heading, |bridge| bridge.span().start);
     let bridge = raw.bridge.map(|bridge| interface("bridge", &bridge)).transpose()?;
     let exits = exits(&raw.exit.ok_or_else(|| missing("exit", EXIT_EXAMPLE))?, bridge.as_ref())?;
-    let gateways = raw.gateway.map_or(Ok(Vec::new()), |raw| gateways(&raw, &subnets))?;
+    let gateways = raw.gateway.map_or(Ok(Vec::new()), |raw| gateways(&raw, &subnets, exits.len()))?;
     if let Some(routes) = raw.routes.as_ref().filter(|routes| *routes.get_ref() == Routes::Foreign) {
         foreign_routes_are_somewhere(routes.span().start, raw.table.is_some(), !gateways.is_empty())?;
     }
@@ -129,10 +129,13 @@ fn interface(key: &'static str, text: &Spanned<String>) -> Found<IfName> {
     Ok(name)
 }
 
-fn gateways(raw: &OneOrMany, subnets: &[IpNet]) -> Found<Vec<IpAddr>> {
+/// One of each family for each exit; which one is whose is known when the exits have addresses.
+fn gateways(raw: &OneOrMany, subnets: &[IpNet], exits: usize) -> Found<Vec<IpAddr>> {
     let mut gateways: Vec<IpAddr> = Vec::new();
     for (at, gateway) in each(&raw.items, |text| gateway(text, subnets))? {
-        if let Some(&first) = gateways.iter().find(|first| first.is_ipv4() == gateway.is_ipv4()) {
+        let alike: Vec<IpAddr> =
+            gateways.iter().copied().filter(|other| other.is_ipv4() == gateway.is_ipv4()).collect();
+        if let Some(&first) = alike.first().filter(|_| alike.len() == exits || alike.contains(&gateway)) {
             return Err((at, JailFault::GatewayTwice { first, second: gateway }));
         }
         gateways.push(gateway);

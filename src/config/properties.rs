@@ -25,8 +25,8 @@ fn assert_valid(config: &Config) {
         for (index, exit) in jail.exits.iter().enumerate() {
             assert!(jail.bridge.as_ref() != Some(exit) && !jail.exits[..index].contains(exit), "{jail:?}");
         }
-        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv4()).count() <= 1);
-        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv6()).count() <= 1);
+        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv4()).count() <= jail.exits.len());
+        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv6()).count() <= jail.exits.len());
         for allow in &jail.allow {
             assert!(allow.net.prefix_len() >= SHORTEST_PREFIX && allow.net.trunc() == allow.net, "{}", allow.net);
             assert!(allow.ports.iter().all(|port| port.number != 0));

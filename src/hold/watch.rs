@@ -5,13 +5,16 @@
 //! the changes that it makes itself cost one more look. Nothing depends on it: walls hold without it, and it leaves them
 //! as they are when it ends.
 
-use std::collections::{BTreeMap, VecDeque};
+mod memory;
+
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use self::memory::Memory;
 use super::Kernel;
 use super::wall::{self, Survey};
 use crate::config::Config;
@@ -19,7 +22,7 @@ use crate::kernel::signals::{Signals, Told};
 use crate::kernel::watch::{Watch, Woken};
 use crate::model::names::{IfName, JailName};
 use crate::model::plan::Change;
-use crate::model::policy::{Jail, Routes};
+use crate::model::policy::Jail;
 use crate::store::Store;
 
 /// How long it waits at most before it looks, should a change not have been told.
@@ -32,9 +35,6 @@ const REST: Duration = Duration::from_millis(40);
 /// How often it tries at once.
 const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
-/// A jail that was mended so often within [`QUARREL_TIME`] is being undone by somebody.
-const QUARREL: usize = 20;
-const QUARREL_TIME: Duration = Duration::from_secs(10);
 
 /// What there is to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,24 +132,6 @@ struct Keeper<'a> {
     /// What was said of a failure that is no jail's.
     trouble: String,
     state: Option<String>,
-}
-
-/// What is remembered of a jail between two looks.
-#[derive(Default)]
-struct Memory {
-    by: Option<[Option<IfName>; 2]>,
-    is_led_by_others: bool,
-    trouble: Option<Trouble>,
-    /// When it was mended lately.
-    mended: VecDeque<Instant>,
-    said_unconfigured: bool,
-}
-
-struct Trouble {
-    why: String,
-    /// When it was tried last, and what was there after it. As long as that is so, nothing but time can help.
-    tried: Instant,
-    left: Option<Survey>,
 }
 
 impl Keeper<'_> {
@@ -250,7 +232,7 @@ impl Keeper<'_> {
                 for step in &steps {
                     self.audience.hear(&Event::Did { jail: name, step });
                 }
-                memory.was_mended(name, self.audience);
+                memory.was_mended(name, &steps, self.audience);
                 if let Some(survey) = left.filter(Survey::stands) {
                     memory.leaves(name, &survey, self.audience);
                 }
@@ -330,83 +312,6 @@ fn look_at(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Option<Surve
     }
     let survey = wall::survey(host, store, jail)?;
     Ok(survey.record.is_some().then_some(survey))
-}
-
-impl Memory {
-    fn is_hopeless(&self, survey: &Survey) -> bool {
-        self.trouble
-            .as_ref()
-            .is_some_and(|trouble| trouble.left.as_ref() == Some(survey) && trouble.tried.elapsed() < RETRY)
-    }
-
-    /// Two that put things back against each other would do nothing else.
-    fn is_in_a_quarrel(&mut self) -> bool {
-        while self.mended.front().is_some_and(|when| when.elapsed() > QUARREL_TIME) {
-            self.mended.pop_front();
-        }
-        self.mended.len() >= QUARREL
-    }
-
-    /// Whether it is to be left as it is for a moment.
-    fn is_to_wait(&mut self) -> bool {
-        self.is_in_a_quarrel() && self.mended.back().is_some_and(|last| last.elapsed() < RETRY)
-    }
-
-    fn was_mended(&mut self, name: &JailName, audience: &mut dyn Audience) {
-        self.mended.push_back(Instant::now());
-        if !self.is_in_a_quarrel() {
-            return self.rests(name, audience);
-        }
-        let why = "another program undoes again and again what is put back; from now on it is put back every 3 s";
-        self.told(name, why.to_owned(), None, audience);
-    }
-
-    fn rests(&mut self, name: &JailName, audience: &mut dyn Audience) {
-        if self.trouble.take().is_some() {
-            audience.hear(&Event::Recovered { jail: Some(name) });
-        }
-    }
-
-    fn fails(&mut self, name: &JailName, error: &anyhow::Error, left: Option<Survey>, audience: &mut dyn Audience) {
-        self.told(name, one_line(error), left, audience);
-    }
-
-    fn told(&mut self, name: &JailName, why: String, left: Option<Survey>, audience: &mut dyn Audience) {
-        if self.trouble.as_ref().is_none_or(|trouble| trouble.why != why) {
-            audience.hear(&Event::Failed { jail: Some(name), why: &why });
-        }
-        self.trouble = Some(Trouble { why, tried: Instant::now(), left });
-    }
-
-    fn leaves(&mut self, name: &JailName, survey: &Survey, audience: &mut dyn Audience) {
-        self.is_led_by_others = survey.desired.ways_out == Routes::Foreign;
-        if self.is_led_by_others {
-            return;
-        }
-        let by = survey.ways_out();
-        let is_news = self.by.as_ref().is_none_or(|before| before.each_ref().map(Option::as_ref) != by);
-        if is_news {
-            audience.hear(&Event::Leaves { jail: name, by });
-            self.by = Some(by.map(Option::<&IfName>::cloned));
-        }
-    }
-
-    fn describe(&self, name: &JailName) -> Option<String> {
-        if self.trouble.is_some() {
-            return Some(format!("{name}: not as it should be"));
-        }
-        if self.is_led_by_others {
-            return Some(format!("{name} by routes of others"));
-        }
-        Some(match self.by.as_ref()? {
-            [None, None] => format!("{name}: closed"),
-            [Some(v4), Some(v6)] if v4 == v6 => format!("{name} by {v4}"),
-            [v4, v6] => {
-                let shown = |by: &Option<IfName>| by.as_ref().map_or("nothing".to_owned(), ToString::to_string);
-                format!("{name} by {} (IPv4), {} (IPv6)", shown(v4), shown(v6))
-            }
-        })
-    }
 }
 
 fn one_line(error: &anyhow::Error) -> String {

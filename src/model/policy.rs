@@ -20,7 +20,7 @@ pub struct Jail {
     pub subnets: Vec<IpNet>,
     /// The interfaces that members may leave by, most preferred first; at least one.
     pub exits: Vec<IfName>,
-    /// Next hops for an exit that is no tunnel; at most one of each family.
+    /// Next hops for exits that are no tunnels, each for the one whose neighbour it is; at most one of each family for each.
     pub gateways: Vec<IpAddr>,
     /// What members may reach, or be reached from, besides the exit.
     pub allow: Vec<Allow>,

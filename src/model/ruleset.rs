@@ -67,7 +67,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         scope.mss(),
         scope.nat(),
         scope.ports_of_the_exit_lead_to_members(),
-        scope.members_answer_in_the_exits_own_name(),
+        scope.everything_leaves_in_the_exits_own_name(),
     ];
     chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
@@ -318,6 +318,42 @@ impl Scope<'_> {
             }
         }
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
+    }
+
+    /// After all translation of addresses (100).
+    fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
+        let rules = [
+            self.nothing_leaves_in_a_members_own_name(),
+            self.members_ask_in_the_exits_own_name(),
+            self.members_answer_in_the_exits_own_name(),
+        ];
+        Chain {
+            name: "own_name",
+            hook: Some("type filter hook postrouting priority 110; policy accept;"),
+            rules: rules.concat(),
+        }
+    }
+
+    /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
+    /// went, or that began while the ruleset was gone; an answer that nobody asked for.
+    fn nothing_leaves_in_a_members_own_name(&self) -> Vec<String> {
+        let exits = names(&self.jail.exits);
+        self.by_family("saddr")
+            .map(|source| format!("oifname {exits} {source} counter name rejected_out drop"))
+            .collect()
+    }
+
+    /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
+    /// with it: the host would be named where the exit leads to. A connection's first packet decides on its name, and a
+    /// connection whose first packet is dropped has none.
+    fn members_ask_in_the_exits_own_name(&self) -> Vec<String> {
+        let exits = names(&self.jail.exits);
+        let ask = |member| {
+            format!(
+                "ct status ! confirmed oifname {exits} ct original {member} fib saddr . oif type != local counter name rejected_out drop"
+            )
+        };
+        self.by_family("saddr").map(ask).collect()
     }
 
     /// The match of the jail's subnets, once for each family that it has.

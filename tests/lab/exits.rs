@@ -81,7 +81,12 @@ impl TwoExits {
     fn assert_right_names(&self) {
         let (named, misnamed) = self.uplink.names();
         let (in_tunnel, strange) = names_in_the_tunnel(&self.lab);
-        assert_eq!((misnamed, strange), (0, 0), "packets in a wrong name (rightly named: {named}, {in_tunnel})");
+        assert_eq!(
+            (misnamed, strange),
+            (0, 0),
+            "packets in a wrong name (rightly named: {named}, {in_tunnel}):\n{}",
+            self.uplink.misnamed()
+        );
     }
 }
 

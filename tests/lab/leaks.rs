@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::run::Cmd;
-use crate::uplink::{NIC4, NIC6};
+use crate::uplink::{NIC_NET4, NIC_NET6};
 use crate::vpn::{CLIENT_PORTS, SERVER_PORTS, TUNNEL_NET4, TUNNEL_NET6};
 use crate::world::{HOST4, HOST4_MOVED, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, VPN_NET4};
 
@@ -25,7 +25,8 @@ pub struct Leaks {
     /// Frames that are neither IP nor ARP.
     pub other: u64,
     /// Resets and ICMP unreachables in the name of an exit's own address: what the *host* answers, by its main table, to
-    /// a late packet that came in by the exit for a connection that it no longer knows. No packet of a member, but
+    /// a late packet that came in by the exit for a connection that it no longer knows; and such a packet itself when it
+    /// is for an address that the exit has lost: the host, as a router, sends it on. No packet of a member, but
     /// whoever watches the uplink learns whom one of them talked to.
     pub stray: u64,
     /// ARP that does not speak for the host's own address.
@@ -88,10 +89,12 @@ impl Counters {
                     {transport}
                     ether type ip update @seen4 {{ ip saddr . ip daddr . meta l4proto . th sport . th dport }}
                     ether type ip6 update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport }}
-                    ip saddr {{ {TUNNEL_NET4}, {NIC4} }} tcp flags & rst == rst counter name stray accept
-                    ip saddr {{ {TUNNEL_NET4}, {NIC4} }} icmp type destination-unreachable counter name stray accept
-                    ip6 saddr {{ {TUNNEL_NET6}, {NIC6} }} tcp flags & rst == rst counter name stray accept
-                    ip6 saddr {{ {TUNNEL_NET6}, {NIC6} }} icmpv6 type destination-unreachable counter name stray accept
+                    ip saddr {{ {TUNNEL_NET4}, {NIC_NET4} }} tcp flags & rst == rst counter name stray accept
+                    ip saddr {{ {TUNNEL_NET4}, {NIC_NET4} }} icmp type destination-unreachable counter name stray accept
+                    ip6 saddr {{ {TUNNEL_NET6}, {NIC_NET6} }} tcp flags & rst == rst counter name stray accept
+                    ip6 saddr {{ {TUNNEL_NET6}, {NIC_NET6} }} icmpv6 type destination-unreachable counter name stray accept
+                    ip daddr {NIC_NET4} counter name stray accept
+                    ip6 daddr {NIC_NET6} counter name stray accept
                     ip daddr {LAN_NET4} counter name lan4 accept
                     ip6 daddr {LAN_NET6} counter name lan6 accept
                     ether type ip counter name v4 accept

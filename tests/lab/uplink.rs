@@ -9,6 +9,8 @@ use crate::world::{Lab, Netns, SERVICE4, SERVICE6};
 pub const NIC: &str = "eth1";
 pub const NIC4: &str = "192.0.2.2";
 pub const NIC6: &str = "2001:db8:2::2";
+pub const NIC_NET4: &str = "192.0.2.0/25";
+pub const NIC_NET6: &str = "2001:db8:2::/64";
 pub const GATEWAY4: &str = "192.0.2.1";
 pub const GATEWAY6: &str = "2001:db8:2::1";
 /// Whom the world sees when something leaves by the NIC; IPv6 is routed, so that is the NIC's own address.
@@ -44,12 +46,26 @@ impl Uplink {
             "table inet isp {
                 counter named { }
                 counter misnamed { }
+                set names4 {
+                    typeof ip saddr . ip daddr . meta l4proto . th sport . th dport
+                    flags dynamic
+                    size 64
+                    counter
+                }
+                set names6 {
+                    typeof ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport
+                    flags dynamic
+                    size 64
+                    counter
+                }
                 chain from_customer { type filter hook prerouting priority -500
                     iifname != customer accept
                     ip6 saddr { fe80::/10, :: } accept
                     ip saddr 192.0.2.0/25 counter name named accept
                     ip6 saddr 2001:db8:2::/64 counter name named accept
                     counter name misnamed
+                    update @names4 { ip saddr . ip daddr . meta l4proto . th sport . th dport }
+                    update @names6 { ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport }
                 }
                 chain out { type nat hook postrouting priority 100
                     meta nfproto ipv4 oifname wan masquerade
@@ -102,8 +118,14 @@ impl Uplink {
         (read("named"), read("misnamed"))
     }
 
+    /// Who the misnamed ones were: source, destination, protocol, ports (of ICMP: its first four bytes).
+    pub fn misnamed(&self) -> String {
+        let text = self.isp.sh("nft list set inet isp names4; nft list set inet isp names6");
+        text.lines().filter(|line| line.contains(" . ") && !line.contains("typeof")).collect::<Vec<_>>().join("\n")
+    }
+
     pub fn forget_names(&self) {
-        self.isp.sh("nft reset counters table inet isp");
+        self.isp.sh("nft reset counters table inet isp; nft flush set inet isp names4; nft flush set inet isp names6");
     }
 
     /// The links carry packets, and the world answers.

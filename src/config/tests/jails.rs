@@ -136,7 +136,7 @@ fn bad_gateways_are_refused() {
         ),
         (
             "[\"192.0.2.1\", \"192.0.2.2\"]",
-            "gateways 192.0.2.1 and 192.0.2.2 are of one family; name at most one IPv4 and one IPv6 gateway",
+            "gateways 192.0.2.1 and 192.0.2.2 are of one family; name at most one IPv4 and one IPv6 gateway for each exit",
         ),
         (
             "\"127.0.0.1\"",

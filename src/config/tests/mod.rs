@@ -85,6 +85,8 @@ fn a_gateway_may_be_one_of_each_family() {
     assert_eq!(jail_of("gateway = \"192.0.2.1\"").gateways, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
     let both = ["192.0.2.1".parse::<IpAddr>().unwrap(), "fe80::1".parse().unwrap()];
     assert_eq!(jail_of("gateway = [\"192.0.2.1\", \"fe80::1\"]").gateways, both);
+    let text = "[jail.vpn]\nsubnets = [\"172.18.0.0/16\"]\nexit = [\"eth1\", \"eth2\"]\ngateway = [\"192.0.2.1\", \"198.51.100.1\"]\n";
+    assert_eq!(Config::parse(Path::new("t.toml"), text).unwrap().jails[0].gateways.len(), 2, "one for each exit");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Exits: their places, what they need, and those whose routes are others'.
 
-use super::{exit, jail, nic, standing, surroundings};
+use super::{exit, jail, link, nic, standing, surroundings};
 use crate::model::facts::{ExitFacts, Surroundings, WallFacts};
 use crate::model::objects::{Family, Route, Target};
 use crate::model::{conflict, desired, plan, verify};
@@ -8,7 +8,7 @@ use crate::model::{conflict, desired, plan, verify};
 /// The default routes of a jail with two exits, in the order in which the kernel takes them.
 fn defaults(surroundings: Vec<ExitFacts>) -> Vec<String> {
     let jail = jail("exit = [\"tun0\", \"eth1\"]\ngateway = \"192.0.2.1\"");
-    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, bridge: None });
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, ..Surroundings::default() });
     let everything = Family::V4.everything();
     let mut routes: Vec<_> = wall.routes.into_iter().filter(|route| route.destination == everything).collect();
     routes.sort_by_key(|route| route.metric);
@@ -64,6 +64,19 @@ fn a_gateway_has_to_be_a_neighbour_of_the_exit() {
     let mut unaddressed = nic(&[]);
     (unaddressed.v4, unaddressed.v6) = (false, false);
     assert_eq!(conflict::with_gateways(&jail, &[tun, unaddressed]), Ok(()), "its address may come");
+}
+
+#[test]
+fn each_nic_has_the_gateway_that_is_its_neighbour() {
+    let jail = jail("exit = [\"eth1\", \"eth2\"]\ngateway = [\"198.51.100.1\", \"192.0.2.1\"]");
+    let second = ExitFacts { link: link(7, "eth2", "physical"), ..nic(&["198.51.100.9/24"]) };
+    let exits = vec![nic(&["192.0.2.9/24"]), second];
+    assert_eq!(conflict::with_gateways(&jail, &exits), Ok(()));
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits, ..Surroundings::default() });
+    let routes: Vec<String> = wall.routes.iter().map(ToString::to_string).collect();
+    for route in ["default via 192.0.2.1 dev eth1 metric 100", "default via 198.51.100.1 dev eth2 metric 101"] {
+        assert!(routes.iter().any(|text| text.starts_with(route)), "{route:?} is not in {routes:?}");
+    }
 }
 
 #[test]

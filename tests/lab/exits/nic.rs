@@ -1,12 +1,15 @@
 //! A plain NIC as exit, by tunjail's routes or by somebody else's; and what cannot be an exit.
 
+use serde_json::Value;
+
 use super::{BY_NIC, TwoExits, is_seen_as, jail};
 use crate::bridge::Bridge;
 use crate::engine::Container;
 use crate::engine::oci::{Bundle, Oci};
+use crate::hostile::forged::{self, Sender};
 use crate::scene::Traffic;
 use crate::uplink::{GATEWAY4, GATEWAY6, NIC, NIC4, NIC6, Uplink};
-use crate::world::{Lab, SERVICE4};
+use crate::world::{Lab, Netns, SERVICE4, SERVICE6};
 use crate::yard::assert_refused;
 
 /// Somebody else's table: its owner says where it leads.
@@ -30,14 +33,42 @@ fn routes(lab: &Lab) -> String {
     lab.sh(&format!("ip -4 route show table {TABLE}; ip -6 route show table {TABLE}"))
 }
 
+/// TCP without any flag, which is of no connection, so that nobody gives it another source: 3 packets of each family.
+fn send_what_is_no_connections(netns: &Netns) {
+    let links: Value = serde_json::from_str(&netns.sh("ip -j link show dev eth0")).expect("JSON from ip");
+    let mac: Vec<u8> = links[0]["address"]
+        .as_str()
+        .expect("a MAC")
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).expect("a byte"))
+        .collect();
+    let mac = mac.try_into().expect("six bytes");
+    let bridge = [2, 0x42, 0xac, 0x12, 0, 1];
+    for (own, service) in [("172.18.0.2", SERVICE4), ("fd00:18::2", SERVICE6)] {
+        let from = Sender { mac, addr: own.parse().expect("an address") };
+        let frame = forged::protocol(bridge, from, service.parse().expect("an address"), 6);
+        assert_eq!(netns.probe(&["send", "eth0", "3", &forged::hex(&frame)]).json()["sent"], 3);
+    }
+}
+
+fn rejected(lab: &Lab) -> u64 {
+    let status: Value = serde_json::from_str(&lab.tunjail_ok(&["status", "--json"])).expect("JSON");
+    status["jails"][0]["rejected"]["out"].as_u64().expect("a counter")
+}
+
 /// Without a script and without `watch`: the NIC is there when the wall is raised, and that is enough.
 #[test]
 fn a_plain_nic_with_a_gateway_carries_both_families_and_nothing_when_it_is_gone() {
     let two = TwoExits::new("\"eth1\"");
     let control = two.control();
-    let member = two.member("m1", 2);
+    let netns = two.bridge.plug("m1", 2);
+    let member = Oci::run(&two.lab, "runc", "m1", &Bundle::new(&netns).jailed(&["--jail", "vpn"]));
     two.lab.reset_leaks();
     is_seen_as(&member, BY_NIC);
+    let before = rejected(&two.lab);
+    send_what_is_no_connections(&netns);
+    assert!(rejected(&two.lab) >= before + 6, "what conntrack cannot place is not seen to be refused");
+    two.assert_right_names();
     let mut traffic = Traffic::start(&member);
     traffic.wait_flowing();
     two.uplink.is_deleted(&two.lab);

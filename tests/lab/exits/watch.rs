@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{BY_NIC, BY_TUNNEL, PATIENCE, TwoExits, Watch, comes_to_be_seen_as, is_seen_as};
+use super::{BY_NIC, BY_TUNNEL, NewFlows, PATIENCE, TwoExits, Watch, comes_to_be_seen_as, is_seen_as};
 use crate::closed::Wipe;
 use crate::run::wait_until;
 use crate::scene::Traffic;
@@ -59,6 +59,7 @@ fn an_exits_addresses_are_followed() {
     let member = two.member("m1", 2);
     two.lab.reset_leaks();
     is_seen_as(&member, BY_NIC);
+    let flows = NewFlows::start(&member);
     let [by_nic4, by_nic6] = BY_NIC;
     let [by_tunnel4, by_tunnel6] = BY_TUNNEL;
     for (script, callers) in [
@@ -76,6 +77,7 @@ fn an_exits_addresses_are_followed() {
         two.lab.sh(script);
         comes_to_be_seen_as(&member, callers);
     }
+    flows.end(&member);
     two.assert_right_names();
     two.lab.assert_no_leak("exits", "addresses-change", control);
     watch.end();

@@ -1,16 +1,18 @@
 //! Forwarded ports and what exits do: go, come back with another address, and take turns.
 
-use super::{PORTS, SOON, assert_unanswered, call, exit_addresses, member, provide, serve};
+use super::{CALLER4, CALLER6, PORTS, SOON, assert_unanswered, call, exit_addresses, member, provide, serve};
 use crate::engine::Container;
 use crate::rootfs;
 use crate::run::{Cmd, Job, answer, wait_until};
 use crate::scene::{self, Scene};
 use crate::uplink::{NIC, NIC4, NIC6, Uplink};
-use crate::vpn::{TUN, Vpn};
+use crate::vpn::TUN;
 use crate::world::{LAN4, Lab, Netns, VPN4, VPN6};
 
 /// Two callers that keep a flow of TCP to the member, one for each family.
-struct Calls([Job; 2]);
+struct Calls {
+    _jobs: [Job; 2],
+}
 
 impl Calls {
     #[track_caller]
@@ -20,7 +22,7 @@ impl Calls {
         for call in &mut calls {
             call.wait_figures("a forwarded flow", SOON, |line| line["echoed"].as_u64() > Some(1000));
         }
-        Self(calls)
+        Self { _jobs: calls }
     }
 }
 
@@ -191,7 +193,7 @@ fn a_call_is_answered_by_the_exit_that_it_came_by_or_not_at_all() {
 
     // The positive control: with everything that was led on let in and out, those answers leave in a wrong name, or there.
     lab.sh(
-        "nft insert rule inet tunjail_vpn to_members ct status dnat accept; nft flush chain inet tunjail_vpn answers",
+        "nft insert rule inet tunjail_vpn to_members ct status dnat accept; nft flush chain inet tunjail_vpn own_name",
     );
     stray();
     lie();
@@ -204,4 +206,31 @@ fn a_call_is_answered_by_the_exit_that_it_came_by_or_not_at_all() {
     lab.tunjail_ok(&["exit", "up", "--dev", TUN]);
     call(lab);
     assert_eq!(two.uplink.names().1, wrong);
+}
+
+/// A router behind the exit that has to tell the member that its answers are too large: it speaks of a connection that
+/// somebody else began.
+#[test]
+fn errors_about_a_forwarded_flow_reach_the_member() {
+    const BYTES: &str = "1000000";
+    let mut scene = scene::strict();
+    scene.client.start_and_wait();
+    provide(&scene.lab);
+    scene.lab.vpn.sh(&format!(
+        "ip route add {CALLER4} dev eth0 mtu lock 1300; ip -6 route add {CALLER6} dev eth0 mtu lock 1300"
+    ));
+    let member = member(&scene, "runc", "m1", 2, "tcp/19");
+    let _services = serve(&member, 2);
+    let arrives = |server| scene.lab.inet.probe(&["fetch", server, BYTES]).json()["body"] == BYTES;
+    // The last of the rules of forwarded ports is the one for errors.
+    let errors = scene.lab.sh("nft -a list chain inet tunjail_vpn to_members | grep icmp | grep dnat");
+    let handle = errors.trim().rsplit(' ').next().expect("a handle").to_owned();
+    scene.lab.sh(&format!("nft delete rule inet tunjail_vpn to_members handle {handle}"));
+    for server in [VPN4, VPN6] {
+        assert!(!arrives(server), "positive control: {server} is answered without errors too");
+    }
+    scene.lab.tunjail_ok(&["up"]);
+    for server in [VPN4, VPN6] {
+        assert!(arrives(server), "{server}");
+    }
 }
