@@ -136,7 +136,7 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
         Some(_) if survey.is_behind() => findings.add(
             Verdict::Warning,
             &what,
-            "its wall stands, but an exit or the bridge came since and has no route yet, or an ip rule of others came before its own; `tunjail up` or the next container brings it up to date",
+            "its wall stands, but an exit or the bridge came since and has no route yet, or an ip rule of others came before its own; `tunjail up`, `tunjail watch` or the next container brings it up to date",
         ),
         Some(_) => findings.add(
             Verdict::Error,

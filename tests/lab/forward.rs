@@ -11,8 +11,8 @@ use std::time::Duration;
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::engine::Container;
 use crate::engine::oci::{Bundle, Oci};
+use crate::engine::{Container, Restartable};
 use crate::rootfs::{self, PROBE};
 use crate::run::{Cmd, Job, Out, answer, wait_until};
 use crate::scene::{self, Scene};
@@ -164,7 +164,11 @@ fn a_forwarded_port_is_reached_from_behind_the_exit_alone(#[case] runtime: &'sta
     works::comes_out_at_the_server(&scene.lab, &member, runtime, control);
     scene.lab.assert_no_leak("forward", &format!("{runtime}-elsewhere"), control);
 
+    // Once more in the same namespace.
     drop(services);
+    member.restart();
+    let _services = serve(&member, 2);
+    call(&scene.lab);
     member.remove();
     for server in [VPN4, VPN6] {
         assert_unanswered(&scene.lab.inet.probe(&["tcp-echo", server, "7"]), "a port after its member");

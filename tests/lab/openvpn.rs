@@ -107,6 +107,23 @@ fn the_example_runs_as_it_is() {
     comes_out_at_the_server(|question| member.probe(question));
 }
 
+/// What is there to be appended, and what README shows, is what the examples do.
+#[rstest]
+#[case::openvpn("hooks/openvpn.conf", "examples/openvpn/client.conf")]
+#[case::wireguard("hooks/wireguard.conf", "examples/wireguard/wg0.conf")]
+fn the_lines_to_append_are_those_of_the_example(#[case] hooks: &str, #[case] example: &str) {
+    let text = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path);
+    let lines = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(Into::into).collect()
+    };
+    let (example, readme) = (lines(&text(example)), text("README.md"));
+    for line in lines(&text(hooks)) {
+        assert!(example.contains(&line), "{line} is not in the example");
+        let of_the_peer = line == "[Peer]" || line.starts_with("AllowedIPs");
+        assert!(of_the_peer || readme.contains(&line), "{line} is not in README.md");
+    }
+}
+
 /// The host goes by the tunnel, as its user wants, and the jail holds.
 #[rstest]
 #[case::as_the_server_says("def1", "")]
@@ -150,7 +167,6 @@ fn redirect_gateway_left_on_moves_the_host_and_the_jail_holds(#[case] case: &str
 #[rstest]
 #[case::the_device_goes("restarts", "")]
 #[case::the_device_stays("restarts-persist-tun", "persist-tun\npersist-key\n")]
-#[case::up_restart("restarts-up-restart", "persist-tun\npersist-key\nup-restart\n")]
 fn a_member_lives_through_restarts(#[case] case: &str, #[case] more: &str) {
     let lab = Lab::new();
     lab.configure(STRICT_JAIL);
