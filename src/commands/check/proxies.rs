@@ -74,10 +74,13 @@ mod tests {
     use super::*;
 
     fn line(host: &str, container: &str) -> Option<Served> {
-        let text = format!(
+        words(&format!(
             "/usr/sbin/docker-proxy -proto tcp -host-ip {host} -host-port 8080 -container-ip {container} -container-port 80"
-        );
-        served_by(text.replace(' ', "\0").as_bytes())
+        ))
+    }
+
+    fn words(line: &str) -> Option<Served> {
+        served_by(line.replace(' ', "\0").as_bytes())
     }
 
     #[test]
@@ -87,7 +90,7 @@ mod tests {
             assert_eq!(line("::", member), Some(served));
             assert_eq!(line("0.0.0.0", member), None);
         }
-        assert_eq!(served_by(b""), None);
-        assert_eq!(served_by(b"/bin/sleep\0-host-ip\0::\0-container-ip\0172.18.0.20\0"), None);
+        assert_eq!(words(""), None);
+        assert_eq!(words("/bin/sleep -proto tcp -host-ip :: -host-port 8080 -container-ip 172.18.0.20"), None);
     }
 }
