@@ -8,7 +8,9 @@ use nix::sched::{CloneFlags, unshare};
 use tunjail::kernel::nfnetlink::Nfnl;
 use tunjail::kernel::nftables;
 use tunjail::kernel::rtnetlink::Rtnl;
-use tunjail::model::objects::{ENGINES_RESOLVER, Element, Part, Route, Rule, Selector, Set, TableId, Target};
+use tunjail::model::objects::{
+    ENGINES_RESOLVER, Element, Part, RULE_PRIORITY, Route, Rule, Selector, Set, TableId, Target,
+};
 use tunjail::model::plan;
 
 fn fresh_namespace() {
@@ -157,10 +159,18 @@ fn rules_and_routes_are_read_back_as_they_were_written() {
         let family = |text: &str| tunjail::model::objects::Family::of_net(&text.parse().unwrap());
         let rules = {
             let mut rules = vec![
-                Rule { selector: Selector::From("172.18.0.0/16".parse().unwrap()), table },
-                Rule { selector: Selector::From("fd00:18::/64".parse().unwrap()), table },
-                Rule { selector: Selector::Iif(family("0.0.0.0/0"), "vpn".parse().unwrap()), table },
-                Rule { selector: Selector::Iif(family("::/0"), "not-there".parse().unwrap()), table },
+                Rule { selector: Selector::From("172.18.0.0/16".parse().unwrap()), table, priority: RULE_PRIORITY },
+                Rule { selector: Selector::From("fd00:18::/64".parse().unwrap()), table, priority: RULE_PRIORITY },
+                Rule {
+                    selector: Selector::Iif(family("0.0.0.0/0"), "vpn".parse().unwrap()),
+                    table,
+                    priority: RULE_PRIORITY,
+                },
+                Rule {
+                    selector: Selector::Iif(family("::/0"), "not-there".parse().unwrap()),
+                    table,
+                    priority: RULE_PRIORITY,
+                },
             ];
             rules.sort();
             rules

@@ -3,6 +3,7 @@
 mod dns;
 mod firewall;
 mod host;
+mod proxies;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -122,6 +123,7 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
     exits(findings, &what, jail, &survey);
     exits_fit_the_host(findings, &what, jail, &survey, kernel);
     host::look_at_jail(findings, &what, jail, &survey, kernel);
+    proxies::look(findings, &what, jail);
     dns::look(findings, kernel, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
@@ -134,7 +136,7 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
         Some(_) if survey.is_behind() => findings.add(
             Verdict::Warning,
             &what,
-            "its wall stands, but an exit or the bridge came since and has no route yet; `tunjail up`, `tunjail watch` or the next container brings it up to date",
+            "its wall stands, but an exit or the bridge came since and has no route yet, or an ip rule of others came before its own; `tunjail up`, `tunjail watch` or the next container brings it up to date",
         ),
         Some(_) => findings.add(
             Verdict::Error,

@@ -95,7 +95,7 @@ fn list(args: &Show) -> Result<ExitCode> {
         for member in &members {
             let containers: Vec<ContainerId> = member.containers.iter().map(|own| own.id.clone()).collect();
             let row = |lead| Row { jail: jail.clone(), containers: containers.clone(), lead };
-            forwards.extend(leads(member, &brought).into_iter().map(row));
+            forwards.extend(leads(&store, member, &brought).into_iter().map(row));
         }
     }
     let mut out = io::stdout().lock();
@@ -140,8 +140,8 @@ pub(super) fn brought(jail: &JailName, members: &[MemberRecord]) -> Result<Vec<(
 }
 
 /// The ports that lead to a member.
-pub(super) fn leads(member: &MemberRecord, brought: &[(Vec<String>, Counter)]) -> Vec<Lead> {
-    let elements = member.forward_elements();
+pub(super) fn leads(store: &Store, member: &MemberRecord, brought: &[(Vec<String>, Counter)]) -> Vec<Lead> {
+    let elements = store.led_to(member);
     let lead = |forward: &policy::Forward| {
         let at_exit = [Part::Protocol(forward.port.protocol), Part::Number(forward.port.number)];
         let own: Vec<&Element> =
@@ -156,7 +156,7 @@ pub(super) fn leads(member: &MemberRecord, brought: &[(Vec<String>, Counter)]) -
                 .sum(),
         }
     };
-    member.forwards().iter().map(lead).collect()
+    member.forwards().iter().map(lead).filter(|lead| !lead.to.is_empty()).collect()
 }
 
 fn target(element: &Element) -> Option<SocketAddr> {

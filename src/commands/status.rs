@@ -210,7 +210,7 @@ fn members(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<Vec<Memb
     let brought = forward::brought(jail, &records)?;
     let mut reports = records
         .iter()
-        .map(|record| report_member(host, record, &sent, &brought))
+        .map(|record| report_member(host, record, &sent, forward::leads(store, record, &brought)))
         .collect::<Result<Vec<MemberReport>>>()?;
     reports.extend(late_members(store, Some(jail))?);
     Ok(reports)
@@ -237,7 +237,7 @@ fn report_member(
     host: &mut Kernel,
     record: &MemberRecord,
     sent: &[(Vec<String>, Counter)],
-    brought: &[(Vec<String>, Counter)],
+    forwards: Vec<Lead>,
 ) -> Result<MemberReport> {
     let interfaces = record
         .interfaces
@@ -271,7 +271,7 @@ fn report_member(
         why: None,
         alive: leave::is_alive(host, record)?,
         interfaces,
-        forwards: forward::leads(record, brought),
+        forwards,
     })
 }
 

@@ -187,7 +187,9 @@ impl std::fmt::Display for Role {
 fn too_wide(role: Role) -> &'static str {
     match role {
         Role::Subnet => "would hold the host's own addresses too; name the net of the containers' bridge",
-        Role::Allow => "would end the jail; list the nets that members need",
+        Role::Allow => {
+            "would end the jail; list the nets that members need, such as \"192.168.178.0/24\"; to everywhere else they go by the exit"
+        }
     }
 }
 

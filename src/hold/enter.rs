@@ -104,7 +104,8 @@ pub fn plan_to_enter(config: &Config, created: &Created, named: Option<&JailName
         let newcomer = newcomer(created, sight);
         let before = store.member(&jail.name, sight.netns.id)?;
         let member = member_with(jail, sight.netns.id, before.as_ref(), interfaces, vec![newcomer]);
-        forward::takeable(&store, config, &member)?;
+        let lost = forward::taken_from_the_dead(&store, config, &member)?;
+        steps.extend((!lost.is_empty()).then_some(Change::DeleteElements(lost)));
         steps.push(Change::AddElements([desired.guard, desired.membership, member.forward_elements()].concat()));
         steps.extend(steering.map(Change::Steer));
         steps.push(Change::OpenLock([desired.lock, resolver].concat()));

@@ -46,11 +46,7 @@ pub(super) fn take(host: &mut Kernel, store: &LockedStore, config: &Config, memb
 }
 
 /// Whether `member` could have every port that it asks for, and what dead members have of them.
-pub(super) fn takeable(
-    store: &Store,
-    config: &Config,
-    member: &MemberRecord,
-) -> Result<Vec<(MemberRecord, Vec<Port>)>> {
+fn takeable(store: &Store, config: &Config, member: &MemberRecord) -> Result<Vec<(MemberRecord, Vec<Port>)>> {
     its_containers_agree(config, member)?;
     let mut dead: Vec<(MemberRecord, Vec<Port>)> = Vec::new();
     for Forward { port, .. } in member.forwards() {
@@ -69,6 +65,15 @@ pub(super) fn takeable(
         }
     }
     Ok(dead)
+}
+
+/// The elements that [`take`] would remove.
+pub(super) fn taken_from_the_dead(store: &Store, config: &Config, member: &MemberRecord) -> Result<Vec<Element>> {
+    let lost = |(dead, ports): &(MemberRecord, Vec<Port>)| {
+        let forwards: Vec<Forward> = dead.forwards().into_iter().filter(|own| ports.contains(&own.port)).collect();
+        model::forward::elements(&dead.jail, &dead.interfaces, &forwards)
+    };
+    Ok(takeable(store, config, member)?.iter().flat_map(lost).collect())
 }
 
 /// The living container that a port leads to: the one that asked for it, or any where the configuration did.
@@ -221,14 +226,8 @@ pub fn plan_to_turn(
     let survey = wall::survey(host, store, jail)?;
     let mut steps = wall::plan_to_raise(host, store, jail, &survey)?;
     let (old, new) = (store.led_to(&before), after.forward_elements());
-    let lost: Vec<Element> = takeable(store, config, &after)?
-        .iter()
-        .flat_map(|(dead, ports)| {
-            let lost = dead.forwards().into_iter().filter(|forward| ports.contains(&forward.port)).collect::<Vec<_>>();
-            model::forward::elements(&dead.jail, &dead.interfaces, &lost)
-        })
-        .chain(old.iter().filter(|element| !new.contains(element)).cloned())
-        .collect();
+    let mut lost = taken_from_the_dead(store, config, &after)?;
+    lost.extend(old.into_iter().filter(|element| !new.contains(element)));
     let gained = gained(store, Some(&before), &after);
     steps.extend((!lost.is_empty()).then_some(Change::DeleteElements(lost)));
     steps.extend((!gained.is_empty()).then_some(Change::AddElements(gained)));

@@ -12,7 +12,7 @@ use crate::model::conflict;
 use crate::model::desired::{self, Wall};
 use crate::model::facts::{Address, ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
 use crate::model::names::{IfName, JailName};
-use crate::model::objects::{Element, Family, Route, TableId, Target};
+use crate::model::objects::{Element, Family, RULE_PRIORITY, Route, Rule, TableId, Target};
 use crate::model::plan::{self, Change};
 use crate::model::policy::{Jail, Routes};
 use crate::model::verify;
@@ -42,7 +42,8 @@ impl Survey {
     }
 
     /// Nothing was taken from it by others, but its surroundings changed since it was written: an exit or the bridge
-    /// came and has no route yet, or lost its carrier and has one still. Nothing leaks; something does not pass.
+    /// came and has no route yet, or lost its carrier and has one still; or a rule of others came before the jail's own.
+    /// Nothing leaks; something does not pass.
     pub fn is_behind(&self) -> bool {
         // A route by a device goes with the device; the others go only when somebody takes them.
         let follows = |route: &Route| match &route.target {
@@ -52,7 +53,7 @@ impl Survey {
         };
         let (observed, desired) = (&self.observed, &self.desired);
         self.tables_intact
-            && observed.rules == desired.rules
+            && has_the_rules_elsewhere(&observed.rules, &desired.rules)
             && observed.routes.iter().all(|route| desired.routes.contains(route) || follows(route))
             && desired.routes.iter().all(|route| observed.routes.contains(route) || follows(route))
     }
@@ -79,21 +80,30 @@ impl Survey {
     }
 }
 
+/// The same rules, by whatever preference.
+fn has_the_rules_elsewhere(observed: &[Rule], desired: &[Rule]) -> bool {
+    let is = |a: &Rule, b: &Rule| a.selector == b.selector && a.table == b.table;
+    observed.len() == desired.len() && desired.iter().all(|rule| observed.iter().any(|there| is(there, rule)))
+}
+
 /// Looks at everything that the wall depends on and everything that it is. Changes nothing.
 pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
     let record = store.wall(&jail.name)?;
     let table = table_number(host, store, jail, record.as_ref())?;
     let bridge = find_bridge(host, jail, record.as_ref().and_then(|record| record.bridge.as_ref()))?;
+    let name_of_bridge = match (&jail.bridge, &bridge) {
+        (Some(named), _) => Some(named.clone()),
+        (None, Some(link)) => Some(link.name.parse()?),
+        // Podman removes a bridge with its last container and makes it anew: the wall goes on waiting by name.
+        (None, None) => record.as_ref().and_then(|record| record.bridge.clone()),
+    };
+    let (rules, others) = host.rtnl.all_rules(table, RULE_PRIORITY)?;
     let surroundings = Surroundings {
         exits: look_at_exits(host, jail)?,
-        bridge: match (&jail.bridge, &bridge) {
-            (Some(named), _) => Some(named.clone()),
-            (None, Some(link)) => Some(link.name.parse()?),
-            // Podman removes a bridge with its last container and makes it anew: the wall goes on waiting by name.
-            (None, None) => record.as_ref().and_then(|record| record.bridge.clone()),
-        },
+        first_of_others: conflict::first_to_precede(jail, name_of_bridge.as_ref(), &others),
+        bridge: name_of_bridge,
     };
-    let observed = look(host, &jail.name, table)?;
+    let observed = look_beside(host, &jail.name, table, rules)?;
     let mut desired = desired::wall(jail, table, &surroundings);
     if bridge.is_none() {
         // A bridge that is known by name but not there: rules wait for it by name, routes cannot.
@@ -270,11 +280,12 @@ fn is_of(element: &Element, jail: &JailName) -> bool {
 }
 
 fn look(host: &mut Kernel, jail: &JailName, table: u32) -> Result<WallFacts> {
-    Ok(WallFacts {
-        rules: host.rtnl.rules(table)?,
-        routes: host.rtnl.routes(table)?,
-        tables: look_at_tables(host, jail)?,
-    })
+    let rules = host.rtnl.rules(table)?;
+    look_beside(host, jail, table, rules)
+}
+
+fn look_beside(host: &mut Kernel, jail: &JailName, table: u32, rules: Vec<Rule>) -> Result<WallFacts> {
+    Ok(WallFacts { rules, routes: host.rtnl.routes(table)?, tables: look_at_tables(host, jail)? })
 }
 
 fn look_at_tables(host: &mut Kernel, jail: &JailName) -> Result<Tables> {

@@ -24,7 +24,7 @@ use super::KernelError;
 use super::netlink::Connection;
 use crate::model::facts::{Address, FibAnswer, HostNet, Link};
 use crate::model::names::IfName;
-use crate::model::objects::{Family, Mac, PROTOCOL, RULE_PRIORITY, Route, Rule, Selector, Target};
+use crate::model::objects::{Family, Mac, PROTOCOL, Route, Rule, Selector, Target};
 
 /// An rtnetlink connection to the namespace of the thread that opened it.
 pub struct Rtnl {
@@ -156,10 +156,7 @@ impl Rtnl {
     pub fn rules(&mut self, table: u32) -> Result<Vec<Rule>, KernelError> {
         // No family: the kernel lists every family's.
         let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
-        let mut rules: Vec<Rule> = answers.into_iter().filter_map(rule_in).collect();
-        rules.retain(|rule| rule.table == table);
-        rules.sort();
-        Ok(rules)
+        Ok(rules_in(answers, table))
     }
 
     pub fn add_rule(&mut self, rule: &Rule) -> Result<(), KernelError> {
@@ -260,9 +257,9 @@ impl Rtnl {
     /// Has whoever asks `destination`, an address of the loopback interface, do so as `source`, which has to be an
     /// address of this namespace; the route goes with it.
     pub fn loop_back_as(&mut self, destination: Ipv4Addr, source: Ipv4Addr) -> Result<(), KernelError> {
+        /// In every network namespace (include/net/flow.h).
+        const LOOPBACK_IFINDEX: u32 = 1;
         let request = format!("adding route \"local {destination} dev lo src {source}\"");
-        let lo = self.link_by_name(&"lo".parse().map_err(|error| KernelError::answer(&request, error))?)?;
-        let Some(lo) = lo else { return Err(KernelError::answer(request, "no such interface")) };
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.destination_prefix_length = 32;
@@ -272,7 +269,7 @@ impl Rtnl {
         message.header.table = libc::RT_TABLE_LOCAL;
         message.attributes.extend([
             RouteAttribute::Destination(RouteAddress::Inet(destination)),
-            RouteAttribute::Oif(lo.index),
+            RouteAttribute::Oif(LOOPBACK_IFINDEX),
             RouteAttribute::PrefSource(RouteAddress::Inet(source)),
         ]);
         self.change(&request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
@@ -469,6 +466,13 @@ fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {
     Some(Address { index: message.header.index, address, peer, prefix_len: message.header.prefix_len })
 }
 
+fn rules_in(answers: Vec<RouteNetlinkMessage>, table: u32) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = answers.into_iter().filter_map(rule_in).collect();
+    rules.retain(|rule| rule.table == table);
+    rules.sort();
+    rules
+}
+
 fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
     let RouteNetlinkMessage::NewRule(message) = answer else { return None };
     let family = match message.header.family {
@@ -488,7 +492,7 @@ fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
             _ => {}
         }
     }
-    if !ours || priority != RULE_PRIORITY || message.header.action != RuleAction::ToTable {
+    if !ours || message.header.action != RuleAction::ToTable {
         return None;
     }
     let selector = match (source, iif) {
@@ -496,7 +500,7 @@ fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
         (None, Some(name)) => Selector::Iif(family, name),
         _ => return None,
     };
-    Some(Rule { selector, table })
+    Some(Rule { selector, table, priority })
 }
 
 fn rule_message(rule: &Rule) -> RuleMessage {
@@ -505,7 +509,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.header.table = u8::try_from(rule.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     message.attributes.push(RuleAttribute::Table(rule.table));
-    message.attributes.push(RuleAttribute::Priority(RULE_PRIORITY));
+    message.attributes.push(RuleAttribute::Priority(rule.priority));
     message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
     match &rule.selector {
         Selector::From(net) => {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::desired;
 use super::facts::{ExitFacts, HostNet, OtherRule};
 use super::names::{IfName, JailName};
-use super::objects::Family;
+use super::objects::{FIRST_RULE_PRIORITY, Family, RULE_PRIORITY};
 use super::policy::Jail;
 
 /// A subnet of a jail that is, in whole or part, something else on this host.
@@ -146,4 +146,16 @@ pub fn with_rule(jail: &Jail, bridge: Option<&IfName>, rule: &OtherRule) -> Catc
         (true, true) => Catches::Marked,
         (true, false) => Catches::Packets,
     }
+}
+
+/// The preference of the first of `rules` that takes packets of the jail and that its own rules may move before: one that
+/// was given none and got what was next. See [`RULE_PRIORITY`].
+pub fn first_to_precede(jail: &Jail, bridge: Option<&IfName>, rules: &[OtherRule]) -> Option<u32> {
+    let may = |rule: &&OtherRule| (FIRST_RULE_PRIORITY + 1..RULE_PRIORITY).contains(&rule.priority);
+    rules
+        .iter()
+        .filter(may)
+        .filter(|rule| with_rule(jail, bridge, rule) != Catches::Nothing)
+        .map(|rule| rule.priority)
+        .min()
 }

@@ -6,8 +6,8 @@ use super::admit::Confirmed;
 use super::facts::{ExitFacts, Surroundings};
 use super::names::{IfName, JailName};
 use super::objects::{
-    ENGINES_RESOLVER, Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId,
-    Target,
+    ENGINES_RESOLVER, Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, RULE_PRIORITY, Route, Rule, Selector, Set,
+    TableId, Target,
 };
 use super::policy::{Dns, Jail, Routes};
 use super::ruleset;
@@ -35,10 +35,21 @@ pub fn wall(jail: &Jail, table: u32, surroundings: &Surroundings) -> Wall {
     }
 }
 
+/// That of the jail's rules: before any of others that would take its packets.
+pub fn preference(surroundings: &Surroundings) -> u32 {
+    surroundings.first_of_others.map_or(RULE_PRIORITY, |first| first - 1)
+}
+
 fn every_packet_of_the_jail_asks_its_table(jail: &Jail, table: u32, surroundings: &Surroundings) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = jail.subnets.iter().map(|net| Rule { selector: Selector::From(*net), table }).collect();
+    let priority = preference(surroundings);
+    let mut rules: Vec<Rule> =
+        jail.subnets.iter().map(|net| Rule { selector: Selector::From(*net), table, priority }).collect();
     if let Some(bridge) = &surroundings.bridge {
-        rules.extend(Family::BOTH.map(|family| Rule { selector: Selector::Iif(family, bridge.clone()), table }));
+        rules.extend(Family::BOTH.map(|family| Rule {
+            selector: Selector::Iif(family, bridge.clone()),
+            table,
+            priority,
+        }));
     }
     rules.sort();
     rules

@@ -124,6 +124,8 @@ pub struct Surroundings {
     pub exits: Vec<ExitFacts>,
     /// The jail's bridge, when it exists or was named.
     pub bridge: Option<IfName>,
+    /// The preference of the first rule of others that takes packets of the jail, where the jail's own may move before it.
+    pub first_of_others: Option<u32>,
 }
 
 /// What the kernel holds of a jail's wall.

@@ -13,10 +13,13 @@ use super::policy::Transport;
 /// kernel's, well-known daemons are listed there and in iproute2's rt_protos; 116 is free in both).
 pub const PROTOCOL: u8 = 116;
 
-/// The preference of every ip rule of tunjail: after `local` (0), before Tailscale's (5210) and `main` (32766). A rule that
+/// The preference of tunjail's ip rules: after `local` (0), before Tailscale's (5210) and `main` (32766). A rule that
 /// is added without a preference, as wg-quick does it, gets one less than the first that is there after `local`
-/// (fib_default_rule_pref, net/core/fib_rules.c): it stands behind tunjail's only when it is older.
+/// (fib_default_rule_pref, net/core/fib_rules.c). Where that one would take a jail's packets, the jail's rules move before it,
+/// down to [`FIRST_RULE_PRIORITY`]; what an administrator put before that is meant to come first.
 pub const RULE_PRIORITY: u32 = 700;
+/// See [`RULE_PRIORITY`].
+pub const FIRST_RULE_PRIORITY: u32 = 600;
 
 /// The metric of the first exit's default route; each further exit of the list is one worse.
 pub const FIRST_EXIT_METRIC: u32 = 100;
@@ -70,11 +73,13 @@ pub enum Selector {
     Iif(Family, IfName),
 }
 
-/// An ip rule with tunjail's protocol, priority and action (lookup).
+/// An ip rule with tunjail's protocol and action (lookup).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     pub selector: Selector,
     pub table: u32,
+    /// [`RULE_PRIORITY`], or less where a rule of others would be asked first.
+    pub priority: u32,
 }
 
 impl Rule {
@@ -92,7 +97,7 @@ impl fmt::Display for Rule {
             Selector::From(net) => write!(f, "from {net}")?,
             Selector::Iif(_, name) => write!(f, "iif {name}")?,
         }
-        write!(f, " lookup {} priority {RULE_PRIORITY} protocol {PROTOCOL}", self.table)
+        write!(f, " lookup {} priority {} protocol {PROTOCOL}", self.table, self.priority)
     }
 }
 

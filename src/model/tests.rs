@@ -7,12 +7,13 @@ use std::path::Path;
 use insta::assert_snapshot;
 
 use super::admit::{self, Confirmed, Refusal};
-use super::conflict;
+use super::conflict::{self, Catches};
 use super::desired::{self, Steering};
 use super::facts::{
-    Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, Surroundings, Tables, WallFacts,
+    Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, OtherRule, Surroundings, Tables,
+    WallFacts,
 };
-use super::objects::{Mac, Route, Target};
+use super::objects::{Family, Mac, Route, Target};
 use super::plan::{self, PlanError};
 use super::policy::Jail;
 use super::verify::{self, Mismatch};
@@ -52,7 +53,7 @@ fn nic(nets: &[&str]) -> ExitFacts {
 }
 
 fn surroundings(exits: Vec<ExitFacts>) -> Surroundings {
-    Surroundings { exits, bridge: Some("vpn".parse().unwrap()) }
+    Surroundings { exits, bridge: Some("vpn".parse().unwrap()), first_of_others: None }
 }
 
 fn member() -> Confirmed {
@@ -364,4 +365,42 @@ fn who_is_admitted_and_who_is_not() {
     let bare = netns(vec![eth(2, "eth0"), eth(4, "eth1")], &[(2, "172.18.0.2")]);
     let both_here = HashMap::from([(2, port(7, 3)), (4, port(9, 3))]);
     assert!(matches!(admit::admit(&jail, &bare, &both_here, &bridge), Err(Refusal::BareInterface { .. })));
+}
+
+#[test]
+fn a_rule_of_others_takes_what_it_matches() {
+    let jail = jail("exit = \"tun0\"\n");
+    let bridge = "vpn".parse().unwrap();
+    let rule = |priority, source: Option<&str>, destination: Option<&str>, iif: Option<&str>| OtherRule {
+        family: Family::V4,
+        priority,
+        inverted: false,
+        source: source.map(|net| net.parse().unwrap()),
+        destination: destination.map(|net| net.parse().unwrap()),
+        iif: iif.map(str::to_owned),
+        marked: false,
+        text: String::new(),
+    };
+    let of = |rule: &OtherRule| conflict::with_rule(&jail, Some(&bridge), rule);
+    let everything = rule(699, None, None, None);
+    assert_eq!(of(&everything), Catches::Packets);
+    assert_eq!(of(&OtherRule { marked: true, ..everything.clone() }), Catches::Marked);
+    assert_eq!(of(&OtherRule { marked: true, inverted: true, ..everything.clone() }), Catches::Packets);
+    for (source, destination, iif, expected) in [
+        (Some("172.18.5.0/24"), None, None, Catches::Packets),
+        (Some("172.16.0.0/12"), None, Some("vpn"), Catches::Packets),
+        (None, Some("192.168.0.0/16"), None, Catches::Packets),
+        (Some("192.0.2.0/24"), None, None, Catches::Nothing),
+        (None, None, Some("eth0"), Catches::Nothing),
+        (None, Some("172.18.0.0/16"), None, Catches::Nothing),
+    ] {
+        assert_eq!(of(&rule(100, source, destination, iif)), expected, "{source:?} {destination:?} {iif:?}");
+    }
+    // Only those that were given no preference are preceded.
+    let first = |rules: &[OtherRule]| conflict::first_to_precede(&jail, Some(&bridge), rules);
+    let harmless = rule(650, Some("192.0.2.0/24"), None, None);
+    assert_eq!(first(&[everything.clone(), rule(698, None, None, None), harmless]), Some(698));
+    assert_eq!(first(&[rule(600, None, None, None), rule(100, None, None, None), rule(700, None, None, None)]), None);
+    let moved = Surroundings { first_of_others: Some(698), ..surroundings(Vec::new()) };
+    assert!(desired::wall(&jail, 7400, &moved).rules.iter().all(|rule| rule.priority == 697));
 }

@@ -9,9 +9,10 @@ mod owners;
 use std::time::Duration;
 
 use rstest::rstest;
+use serde_json::Value;
 
-use crate::engine::Container;
 use crate::engine::oci::{Bundle, Oci};
+use crate::engine::{Container, Restartable};
 use crate::rootfs::{self, PROBE};
 use crate::run::{Cmd, Job, Out, answer, wait_until};
 use crate::scene::{self, Scene};
@@ -83,6 +84,14 @@ pub fn leads(lab: &Lab, jail: &str, map: &str) -> String {
     out.stdout.split_once("elements = {").map(|(_, elements)| elements.to_owned()).unwrap_or_default()
 }
 
+/// How many packets a port brought, as `tunjail forward list` says.
+#[track_caller]
+pub fn brought(lab: &Lab, port: &str) -> u64 {
+    let list: Value = serde_json::from_str(&lab.tunjail_ok(&["forward", "list", "--json"])).expect("JSON");
+    let leads = list["forwards"].as_array().expect("a list");
+    leads.iter().filter(|lead| lead["port"] == port).filter_map(|lead| lead["packets"].as_u64()).sum()
+}
+
 #[track_caller]
 fn assert_unanswered(out: &Out, what: &str) {
     let line = out.json();
@@ -118,11 +127,14 @@ fn a_forwarded_port_is_reached_from_behind_the_exit_alone(#[case] runtime: &'sta
     scene.client.start_and_wait();
     strict_rp_filter(&scene.lab);
     provide(&scene.lab);
-    let mut member = member(&scene, runtime, "m1", 2, PORTS);
+    // Nobody is at the member's port 1.
+    let mut member = member(&scene, runtime, "m1", 2, &format!("{PORTS} tcp/19:1"));
     let services = serve(&member, 2);
 
     scene.lab.reset_leaks();
     call(&scene.lab);
+    assert!(["tcp/7", "udp/7", "tcp/8443"].iter().all(|port| brought(&scene.lab, port) > 0));
+    assert_eq!(brought(&scene.lab, "tcp/19"), 0);
     scene.lab.assert_no_leak("forward", runtime, control);
     assert!(scene.lab.leaks().transport > 0, "nothing went through the tunnel either");
 
@@ -139,11 +151,24 @@ fn a_forwarded_port_is_reached_from_behind_the_exit_alone(#[case] runtime: &'sta
             assert_refused(&scene.lab.lan.probe(&["tcp-echo", address, port]), "a port of the exit from the LAN");
         }
     }
+    // A port where the host listens too: by the exit it is the member's, by every other interface the host's.
+    let own = Cmd::new(rootfs::probe(), &["serve", &exit4, &exit6]).spawn();
+    wait_until("the host's own services", SOON, || own.stdout().contains("ready"));
+    for (server, exit) in [(VPN4, &exit4), (VPN6, &exit6)] {
+        assert_eq!(answer(&scene.lab.lan.probe(&["fetch", exit, "10"])), "10", "the host's own port from the LAN");
+        let line = scene.lab.inet.probe(&["fetch", server, "10"]).json();
+        assert_eq!(line["kind"], "ConnectionRefused", "the member, where nobody is: {line}");
+    }
+    drop(own);
     // The member itself comes out where it should.
     works::comes_out_at_the_server(&scene.lab, &member, runtime, control);
     scene.lab.assert_no_leak("forward", &format!("{runtime}-elsewhere"), control);
 
+    // Once more in the same namespace.
     drop(services);
+    member.restart();
+    let _services = serve(&member, 2);
+    call(&scene.lab);
     member.remove();
     for server in [VPN4, VPN6] {
         assert_unanswered(&scene.lab.inet.probe(&["tcp-echo", server, "7"]), "a port after its member");

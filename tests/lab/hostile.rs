@@ -4,6 +4,7 @@
 mod callers;
 pub mod forged;
 mod links;
+mod local;
 mod neighbours;
 mod routers;
 pub mod services;

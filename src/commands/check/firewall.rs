@@ -133,3 +133,51 @@ fn names(expression: &Value, bridge: &IfName, subnets: &[&IpNet]) -> bool {
 fn holds(net: &IpNet, subnet: &IpNet) -> bool {
     net.prefix_len() > 0 && net.contains(subnet)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn closed(policy: &str, rules: &[Value]) -> usize {
+        let text = "[jail.vpn]\nsubnets = [\"172.18.0.0/16\"]\nexit = \"tun0\"\n";
+        let jail = Config::parse(std::path::Path::new("test.toml"), text).unwrap().jails.remove(0);
+        let of = |key: &str, mut value: Value| {
+            (value["family"], value["table"]) = ("ip".into(), "filter".into());
+            json!({ key: value })
+        };
+        let chain = json!({"name": "FORWARD", "type": "filter", "hook": "forward", "prio": 0, "policy": policy});
+        let rules = rules.iter().map(|expr| of("rule", json!({"chain": "FORWARD", "expr": expr})));
+        let items: Vec<Value> = std::iter::once(of("chain", chain)).chain(rules).collect();
+        closed_chains(&json!({ "nftables": items }), &jail, &"br-vpn".parse().unwrap()).len()
+    }
+
+    fn matching(key: &str, right: Value) -> Value {
+        json!([{"match": {"op": "==", "left": {"meta": {"key": key}}, "right": right}}, {"accept": null}])
+    }
+
+    #[test]
+    fn a_chain_is_closed_when_it_drops_and_never_heard_of_the_bridge() {
+        assert_eq!(closed("accept", &[]), 0);
+        assert_eq!(closed("drop", &[]), 1);
+        assert_eq!(closed("accept", &[json!([{"counter": null}, {"reject": {"type": "icmpx"}}])]), 1);
+        for known in [
+            matching("iifname", json!("br-vpn")),
+            matching("oifname", json!("br-*")),
+            matching("iifname", json!({"set": ["docker0", "br-vpn"]})),
+            matching("saddr", json!({"prefix": {"addr": "172.16.0.0", "len": 12}})),
+        ] {
+            assert_eq!(closed("drop", std::slice::from_ref(&known)), 0, "{known}");
+        }
+        for unknown in [
+            matching("iifname", json!("br-lan")),
+            matching("iifname", json!("docker*")),
+            matching("saddr", json!({"prefix": {"addr": "172.17.0.0", "len": 16}})),
+            matching("saddr", json!({"prefix": {"addr": "0.0.0.0", "len": 0}})),
+        ] {
+            assert_eq!(closed("drop", std::slice::from_ref(&unknown)), 1, "{unknown}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::hold::{Kernel, wall};
 use crate::kernel::nftables;
 use crate::model::conflict::{self, Catches};
+use crate::model::desired;
 use crate::model::facts::{FibAnswer, Link};
 use crate::model::objects::{Family, RULE_PRIORITY};
 use crate::model::policy::Jail;
@@ -105,7 +106,8 @@ fn rules_before_its_own(
     survey: &wall::Survey,
     host: &mut Kernel,
 ) -> Option<usize> {
-    let rules = findings.take(what, host.rtnl.other_rules(RULE_PRIORITY).map_err(Into::into))?;
+    let before = desired::preference(&survey.surroundings);
+    let rules = findings.take(what, host.rtnl.other_rules(before).map_err(Into::into))?;
     let mut errors = 0;
     for rule in &rules {
         let verdict = match conflict::with_rule(jail, survey.surroundings.bridge.as_ref(), rule) {
@@ -123,7 +125,7 @@ fn rules_before_its_own(
             verdict,
             what,
             format!(
-                "the ip rule \"{}: {}\" is asked before the jail's ({RULE_PRIORITY}) and takes {whom}: they do not ask the \
+                "the ip rule \"{}: {}\" is asked before the jail's ({before}) and takes {whom}: they do not ask the \
                  jail's table, and are rejected where they would not leave by an exit; give it a preference above \
                  {RULE_PRIORITY}: {ip} rule add pref 32765 {}; {ip} rule del pref {}",
                 rule.priority, rule.text, rule.text, rule.priority
@@ -160,7 +162,7 @@ fn answers_reach_the_bridge(
             if answers.iter().all(|answer| [FibAnswer::Out(bridge.index), FibAnswer::Local].contains(answer)) {
                 continue;
             }
-            let mend = RULE_PRIORITY - 100;
+            let mend = RULE_PRIORITY + 1;
             findings.add(
                 Verdict::Warning,
                 what,

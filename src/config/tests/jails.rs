@@ -65,7 +65,10 @@ fn nets_like_a_default_route_are_refused() {
         );
         assert_eq!(
             refused_with(&format!("allow = [\"{net}\"]")),
-            format!("t.toml:4: jail.vpn: allow {net} would end the jail; list the nets that members need")
+            format!(
+                "t.toml:4: jail.vpn: allow {net} would end the jail; list the nets that members need, such as \
+                 \"192.168.178.0/24\"; to everywhere else they go by the exit"
+            )
         );
     }
 }

@@ -10,16 +10,21 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{KernelError, Rtnl};
 use crate::model::facts::OtherRule;
-use crate::model::objects::{Family, PROTOCOL};
+use crate::model::objects::{Family, PROTOCOL, Rule};
 
 impl Rtnl {
     /// Rules that are not tunjail's and are asked before those of preference `before`; the kernel's own `lookup local`
     /// is not among them.
     pub fn other_rules(&mut self, before: u32) -> Result<Vec<OtherRule>, KernelError> {
         let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
-        let mut rules: Vec<OtherRule> = answers.into_iter().filter_map(other_rule_in).collect();
-        rules.retain(|rule| rule.priority < before && !(rule.priority == 0 && rule.text == "from all lookup 255"));
-        Ok(rules)
+        Ok(others_in(answers.into_iter(), before))
+    }
+
+    /// [`Rtnl::rules`] of `table` and [`Rtnl::other_rules`] from one list.
+    pub fn all_rules(&mut self, table: u32, before: u32) -> Result<(Vec<Rule>, Vec<OtherRule>), KernelError> {
+        let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
+        let others = others_in(answers.iter().cloned(), before);
+        Ok((super::rules_in(answers, table), others))
     }
 
     /// Interfaces with an IPv6 address, not link-local, that somebody else's word keeps alive (RFC 4862, 5.5).
@@ -32,6 +37,12 @@ impl Rtnl {
         found.dedup();
         Ok(found)
     }
+}
+
+fn others_in(answers: impl Iterator<Item = RouteNetlinkMessage>, before: u32) -> Vec<OtherRule> {
+    let mut rules: Vec<OtherRule> = answers.filter_map(other_rule_in).collect();
+    rules.retain(|rule| rule.priority < before && !(rule.priority == 0 && rule.text == "from all lookup 255"));
+    rules
 }
 
 fn autoconfigured_in(answer: RouteNetlinkMessage) -> Option<u32> {

@@ -8,7 +8,7 @@ use crate::model::{conflict, desired, plan, verify};
 /// The default routes of a jail with two exits, in the order in which the kernel takes them.
 fn defaults(surroundings: Vec<ExitFacts>) -> Vec<String> {
     let jail = jail("exit = [\"tun0\", \"eth1\"]\ngateway = \"192.0.2.1\"");
-    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, bridge: None });
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits: surroundings, ..Surroundings::default() });
     let everything = Family::V4.everything();
     let mut routes: Vec<_> = wall.routes.into_iter().filter(|route| route.destination == everything).collect();
     routes.sort_by_key(|route| route.metric);
@@ -72,7 +72,7 @@ fn each_nic_has_the_gateway_that_is_its_neighbour() {
     let second = ExitFacts { link: link(7, "eth2", "physical"), ..nic(&["198.51.100.9/24"]) };
     let exits = vec![nic(&["192.0.2.9/24"]), second];
     assert_eq!(conflict::with_gateways(&jail, &exits), Ok(()));
-    let wall = desired::wall(&jail, 7400, &Surroundings { exits, bridge: None });
+    let wall = desired::wall(&jail, 7400, &Surroundings { exits, ..Surroundings::default() });
     let routes: Vec<String> = wall.routes.iter().map(ToString::to_string).collect();
     for route in ["default via 192.0.2.1 dev eth1 metric 100", "default via 198.51.100.1 dev eth2 metric 101"] {
         assert!(routes.iter().any(|text| text.starts_with(route)), "{route:?} is not in {routes:?}");

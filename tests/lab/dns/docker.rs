@@ -19,7 +19,7 @@ use crate::world::{DNS4, DNS6, Lab, ROUTER4, VPN4};
 
 /// What a host's own resolver listens on.
 const LOCAL: &str = "127.0.0.54";
-const WAYS: [&[&str]; 2] = [&["--runtime", "tunjail-vpn"], &["--device", "tunjail.io/jail=vpn", "--cap-add=NET_RAW"]];
+const WAYS: [&[&str]; 2] = [&["--runtime", "by-subnet"], &["--device", "tunjail.io/jail=vpn", "--cap-add=NET_RAW"]];
 
 struct Host {
     docker: Docker,

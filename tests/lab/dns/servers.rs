@@ -9,6 +9,7 @@ use crate::resolver::{Answers, Resolver};
 use crate::run::wait_until;
 use crate::scene::Scene;
 use crate::world::{DNS4, DNS6, LAN_NET4, LAN_NET6, LAN4, LAN6, Netns, SERVICE4};
+use crate::yard::{Yard, stopped};
 
 const SECOND4: &str = "198.51.100.54";
 /// Addresses that nobody has.
@@ -111,5 +112,27 @@ fn member_without_v4_servers(scene: &Scene) {
             is_refused(&scene.lab, &member, &[transport, server]);
         }
         asks_by_the_exit(&scene.lab, &member, transport, NOBODY[1]);
+    }
+}
+
+/// A container that joins another's namespace finds its questions led already, and does not lose those under way.
+#[test]
+fn siblings_share_what_leads_their_questions() {
+    let yard = Yard::new(&jail(&format!("dns = [\"{DNS4}\"]")));
+    let stand = yard.stand("m1", 2);
+    yard.hold("c1", &stand);
+    let led = || stand.netns.sh("nft -a list table inet tunjail_dns");
+    let before = led();
+    assert!(before.contains(&format!("dnat ip to {DNS4}")), "{before}");
+    yard.hold("c2", &stand);
+    assert_eq!(led(), before, "made anew under a sibling");
+    // Somebody of the pod took it away: then nobody is asked, and the next one has it again.
+    stand.netns.sh("nft delete table inet tunjail_dns");
+    let line = stand.netns.probe(&["dns", EMBEDDED, &new_name()]).json();
+    assert_eq!(line["kind"], "ConnectionRefused", "{line}");
+    yard.hold("c3", &stand);
+    assert!(led().contains(&format!("dnat ip to {DNS4}")), "{}", led());
+    for id in ["c1", "c2", "c3"] {
+        assert!(yard.lab.poststop(&stopped(id), &[]).code == 0);
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::leads;
 use crate::product::JAIL;
+use crate::teardown::crash::{at_every_call, killed};
 use crate::yard::{Yard, asking, assert_refused};
 
 const ID: &str = "4f1c0e2b9a77";
@@ -119,4 +120,37 @@ fn a_port_that_cannot_be_given_is_refused_with_the_reason() {
     yard.lab.configure("[jail.vpn]\nsubnets = 7\n");
     assert_refused(&yard.lab.tunjail(&["forward", "add", ID, "tcp/1"]), &["/etc/tunjail/tunjail.toml:2"]);
     yard.lab.tunjail_ok(&["forward", "list"]);
+}
+
+/// Killed before each of its calls that change something: the next call completes the work, and so does the next removal.
+#[test]
+fn a_killed_command_is_mended_by_the_next_one() {
+    let yard = Yard::new(JAIL);
+    let mut stand = yard.stand("m1", 2);
+    yard.hold(ID, &stand);
+    let held = yard.lab.settled();
+    let add = ["forward", "add", ID, "tcp/51413", "udp/51413:7"];
+    yard.lab.tunjail_ok(&add);
+    let led = yard.lab.settled();
+    let remove = ["forward", "remove", ID, "tcp/51413", "udp/51413"];
+    yard.lab.tunjail_ok(&remove);
+    at_every_call("forward add", |nth| {
+        let (_, was_killed) = killed(nth, &add, "");
+        yard.lab.tunjail_ok(&add);
+        led.assert_same(&yard.lab.snapshot(), &format!("an addition killed before call {nth}, and another"));
+        yard.lab.tunjail_ok(&remove);
+        held.assert_same(&yard.lab.snapshot(), &format!("call {nth}, and a removal"));
+        was_killed
+    });
+    at_every_call("forward remove", |nth| {
+        yard.lab.tunjail_ok(&add);
+        let (_, was_killed) = killed(nth, &remove, "");
+        yard.lab.tunjail_ok(&add);
+        led.assert_same(&yard.lab.snapshot(), &format!("a removal killed before call {nth}, and an addition"));
+        yard.lab.tunjail_ok(&remove);
+        held.assert_same(&yard.lab.snapshot(), &format!("call {nth}, and a removal"));
+        was_killed
+    });
+    stand.die();
+    yard.leave(ID);
 }

@@ -1,6 +1,6 @@
 //! Forwarded ports on real engines: Podman by hooks.d, Docker whose addresses come late, a pod of containerd.
 
-use super::{PORTS, assert_unanswered, call, leads, provide, serve, serve_at};
+use super::{PORTS, assert_unanswered, brought, call, leads, provide, serve, serve_at};
 use crate::containerd::wiring::{Way, wired};
 use crate::engine::containerd::PodConfig;
 use crate::engine::podman::Podman;
@@ -88,6 +88,11 @@ fn docker_leads_ports_to_an_address_that_comes_late() {
     let mut member = docker.run("m3", &[&options[..], &published].concat());
     let _services = serve(&member, 20);
     call(&lab);
+    // The wall is loaded anew by this release's nft, members and all, and its counters are read.
+    lab.tools().cmd("nft", &["delete", "table", "inet", "tunjail_vpn"]).ok();
+    lab.tunjail_ok(&["up"]);
+    call(&lab);
+    assert!(brought(&lab, "tcp/7") > 0 && brought(&lab, "udp/7") > 0);
     for server in [VPN4, VPN6] {
         assert_unanswered(&lab.inet.probe(&["http", server, "8080"]), "a published port by the exit");
     }

@@ -1,6 +1,6 @@
 //! Forwarded ports and what exits do: go, come back with another address, and take turns.
 
-use super::{PORTS, SOON, assert_unanswered, call, exit_addresses, member, provide, serve};
+use super::{CALLER4, CALLER6, PORTS, SOON, assert_unanswered, call, exit_addresses, member, provide, serve};
 use crate::engine::Container;
 use crate::rootfs;
 use crate::run::{Cmd, Job, answer, wait_until};
@@ -206,4 +206,31 @@ fn a_call_is_answered_by_the_exit_that_it_came_by_or_not_at_all() {
     lab.tunjail_ok(&["exit", "up", "--dev", TUN]);
     call(lab);
     assert_eq!(two.uplink.names().1, wrong);
+}
+
+/// A router behind the exit that has to tell the member that its answers are too large: it speaks of a connection that
+/// somebody else began.
+#[test]
+fn errors_about_a_forwarded_flow_reach_the_member() {
+    const BYTES: &str = "1000000";
+    let mut scene = scene::strict();
+    scene.client.start_and_wait();
+    provide(&scene.lab);
+    scene.lab.vpn.sh(&format!(
+        "ip route add {CALLER4} dev eth0 mtu lock 1300; ip -6 route add {CALLER6} dev eth0 mtu lock 1300"
+    ));
+    let member = member(&scene, "runc", "m1", 2, "tcp/19");
+    let _services = serve(&member, 2);
+    let arrives = |server| scene.lab.inet.probe(&["fetch", server, BYTES]).json()["body"] == BYTES;
+    // The last of the rules of forwarded ports is the one for errors.
+    let errors = scene.lab.sh("nft -a list chain inet tunjail_vpn to_members | grep icmp | grep dnat");
+    let handle = errors.trim().rsplit(' ').next().expect("a handle").to_owned();
+    scene.lab.sh(&format!("nft delete rule inet tunjail_vpn to_members handle {handle}"));
+    for server in [VPN4, VPN6] {
+        assert!(!arrives(server), "positive control: {server} is answered without errors too");
+    }
+    scene.lab.tunjail_ok(&["up"]);
+    for server in [VPN4, VPN6] {
+        assert!(arrives(server), "{server}");
+    }
 }

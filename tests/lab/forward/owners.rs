@@ -3,8 +3,8 @@
 use rstest::rstest;
 
 use super::{SOON, leads};
-use crate::product::{JAIL, STRICT_JAIL};
-use crate::run::{Cmd, Out, wait_until};
+use crate::product::{JAIL, STRICT_JAIL, TUNJAIL};
+use crate::run::{Cmd, Job, Out, wait_until};
 use crate::vpn::TUN;
 use crate::world::Netns;
 use crate::yard::{Lock, Stand, Yard, address, asking, assert_refused, stopped, unplug};
@@ -90,6 +90,25 @@ fn a_port_of_an_exit_is_one_members() {
     yard.hold_asking("c2", &second, "udp/8443 tcp/51414");
     yard.hold_asking("c4", &apart, "tcp/51413");
     assert!(leads(&yard.lab, "apart", "forward4").contains("tcp . 51413 : 172.20.0.2 . 51413"));
+}
+
+/// Whoever comes first: all of them ask at once.
+#[test]
+fn of_many_that_ask_at_once_one_gets_the_port() {
+    let yard = Yard::new(JAIL);
+    let stands: Vec<Stand> = (2..10).map(|n| yard.stand(&format!("m{n}"), n)).collect();
+    let hooks: Vec<Job> = stands
+        .iter()
+        .map(|stand| {
+            let state = asking(&format!("c-{}", stand.netns.name()), stand.pid, "tcp/51413");
+            Cmd::new(TUNJAIL, &["hook", "create-runtime"]).stdin(state).spawn()
+        })
+        .collect();
+    let outs: Vec<Out> = hooks.into_iter().map(|hook| hook.finish(SOON)).collect();
+    let (winners, losers): (Vec<&Out>, Vec<&Out>) = outs.iter().partition(|out| out.code == 0);
+    assert_eq!((winners.len(), losers.len()), (1, 7), "{outs:?}");
+    losers.iter().for_each(|out| assert_refused(out, &["port tcp/51413 of exit tun0"]));
+    assert_eq!(leads(&yard.lab, "vpn", "forward4").matches("tcp . 51413").count(), 1);
 }
 
 /// How the first owner goes.

@@ -1,7 +1,9 @@
 //! An environment that nobody should believe: values are addresses and names of interfaces, or nothing.
 
 use crate::product::{STRICT_JAIL, TUNJAIL};
+use crate::rootfs;
 use crate::run::{Cmd, Out};
+use crate::teardown::crash::at_every_call;
 use crate::vpn::TUN;
 use crate::world::{Lab, VPN4};
 use crate::yard::{Yard, assert_one_line, assert_refused};
@@ -25,11 +27,12 @@ fn hostile_values_are_one_line_or_nothing() {
     // The tunnel covers its server, so that its address and the gateway's are needed.
     lab.sh(&format!("ip route add 0.0.0.0/1 dev {TUN}; ip route add 128.0.0.0/1 dev {TUN}"));
     let before = lab.settled();
-    let files = || lab.sh("ls -a / /tmp /run /run/tunjail /run/lab");
+    let files = || lab.sh("ls -aR /run/tunjail; ls -a /run /run/lab /etc /etc/iproute2");
     let listed = files();
 
     let huge = "1".repeat(HUGE);
-    let bad = ["tun0 tun1", "tun0;touch /tmp/x", "tun0\nrm", "$(touch /tmp/x)", "../tun0", "tun0/../x", "*", &huge];
+    let bad =
+        ["tun0 tun1", "tun0;touch /run/lab/x", "tun0\nrm", "$(touch /run/lab/x)", "../tun0", "tun0/../x", "*", &huge];
     for value in bad {
         for direction in ["up", "down"] {
             let out = exit(direction, &[("dev", value), ("script_type", direction)]);
@@ -42,7 +45,7 @@ fn hostile_values_are_one_line_or_nothing() {
 
     let good = [("dev", TUN), ("script_type", "route-up"), ("script_context", "init")];
     let addresses = [
-        "203.0.113.10;touch /tmp/x",
+        "203.0.113.10;touch /run/lab/x",
         "203.0.113.10 via 192.168.178.1",
         "203.0.113.10\n",
         "203.0.113.10/24",
@@ -95,4 +98,41 @@ fn hostile_values_are_one_line_or_nothing() {
     assert_eq!(added(lab), "203.0.113.10 via 192.168.178.1 dev eth0 metric 1 \n");
     exit("down", &[("dev", TUN), ("script_type", "down"), ("script_context", "init")]);
     before.assert_same(&lab.snapshot(), "a route to the server");
+}
+
+/// Killed before each of its calls that change something, where no wall stands: the next one mends it, and `tunjail down` takes the rest away.
+#[test]
+fn a_killed_exit_leaves_no_route_behind() {
+    let yard = Yard::new(STRICT_JAIL);
+    let lab = &yard.lab;
+    lab.sh(&format!("ip route add 0.0.0.0/1 dev {TUN}; ip route add 128.0.0.0/1 dev {TUN}"));
+    let before = lab.settled();
+    let call = [
+        ("dev", TUN),
+        ("script_type", "route-up"),
+        ("script_context", "init"),
+        ("trusted_ip", VPN4),
+        ("route_net_gateway", "192.168.178.1"),
+    ];
+    let killed = |nth: u64, direction: &str| {
+        let probe = rootfs::probe().to_string_lossy().into_owned();
+        let cmd = Cmd::new(probe, &["kill-at", &nth.to_string(), TUNJAIL, "exit", direction]);
+        let line = call.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value)).out().json();
+        line["status"] != 0
+    };
+    for direction in ["up", "down"] {
+        at_every_call(&format!("exit {direction}"), |nth| {
+            if direction == "down" {
+                exit("up", &call);
+            }
+            let was_killed = killed(nth, direction);
+            if nth % 2 == 0 {
+                assert_eq!(exit("up", &call).code, 0, "after {direction} was killed at call {nth}");
+                assert_eq!(added(lab), "203.0.113.10 via 192.168.178.1 dev eth0 metric 1 \n");
+            }
+            lab.tunjail_ok(&["down"]);
+            before.assert_same(&lab.snapshot(), &format!("exit {direction} killed before call {nth}, and down"));
+            was_killed
+        });
+    }
 }

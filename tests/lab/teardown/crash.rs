@@ -32,7 +32,7 @@ pub fn at_every_call(what: &str, mut case: impl FnMut(u64) -> bool) {
 
 /// A host on which nothing stands, and what it must be like again.
 fn yard() -> (Yard, Snapshot) {
-    let yard = Yard::new(JAIL);
+    let yard = Yard::new(&format!("{JAIL}dns = [\"192.0.2.53\"]\n"));
     let before = yard.lab.settled();
     (yard, before)
 }

@@ -10,7 +10,7 @@ use crate::bridge::{Bridge, SUBNET4, SUBNET6};
 use crate::engine::Container;
 use crate::engine::oci::{Bundle, Oci};
 use crate::matrix::control_of_the_loss;
-use crate::product::{JAIL, STRICT_JAIL};
+use crate::product::{JAIL, STRICT_JAIL, TUNJAIL};
 use crate::run::{answer, wait_until};
 use crate::scene::{Scene, Traffic};
 use crate::works::ask_the_internet;
@@ -169,20 +169,17 @@ fn the_hosts_own_full_tunnel_is_the_exit() {
     traffic.wait_floods_flowing();
     assert_eq!(lab.leaks().escaped(), 0, "{:?}\n{}", lab.leaks(), lab.leaked_flows());
     traffic.end(&member);
-    move_the_rules_behind(lab);
+    // Told of the exit, tunjail has moved its rules before those that wg-quick added.
+    assert_eq!(complaints(lab), []);
 }
 
-/// Started again, wg-quick adds its rules without a preference, and the kernel puts them before tunjail's. `check` says so,
-/// and what it says mends it.
-fn move_the_rules_behind(lab: &Lab) {
+/// Started again, wg-quick adds its rules without a preference, and the kernel puts them before tunjail's: `check` says so,
+/// and `tunjail up` moves its own before them.
+fn move_before_the_others(lab: &Lab) {
     let found = complaints(lab);
-    println!("wg-quick after tunjail: {found:#?}");
-    let errors: Vec<&String> = found.iter().filter(|(verdict, _)| verdict == "error").map(|(_, text)| text).collect();
-    assert_eq!(errors.len(), 4, "{found:#?}");
-    for error in errors {
-        let (_, mend) = error.split_once("above 700: ").expect("a mend");
-        lab.sh(mend);
-    }
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].1.contains("an ip rule of others came before its own"), "{found:#?}");
+    lab.tunjail_ok(&["up"]);
     assert_eq!(complaints(lab), []);
 }
 
@@ -217,7 +214,7 @@ fn a_jail_beside_the_hosts_own_full_tunnel_has_its_own_exit() {
     assert_eq!(left(lab), before, "packets of a member left by the host's tunnel");
     assert_eq!(complaints(lab), []);
 
-    // Until they are moved, nothing passes.
+    // The host's tunnel started again: its rules come first, and nothing passes.
     wg::down();
     wg::up(lab);
     traffic.press_floods();
@@ -225,9 +222,27 @@ fn a_jail_beside_the_hosts_own_full_tunnel_has_its_own_exit() {
         assert_eq!(member.probe(&["tcp-echo", addr, "7"]).json()["ok"], false, "{addr} by the wrong tunnel");
     }
     assert_eq!(left(lab), before, "packets of a member left by the host's tunnel");
-    move_the_rules_behind(lab);
+    move_before_the_others(lab);
     traffic.wait_floods_flowing();
     assert_eq!(left(lab), before, "packets of a member left by the host's tunnel");
     assert_eq!(lab.probe(&["http", SERVICE4]).json()["body"], VPN4, "the host's own tunnel");
+
+    // `tunjail watch` does the same by itself, and moves back when they are gone.
+    let _watch = lab.tools().cmd(TUNJAIL, &["watch"]).spawn();
+    // By the kernel's own first rule, `lookup local`.
+    let comes_first = |preference: &str| {
+        wait_until(&format!("the jail's rules first, {preference}"), Duration::from_secs(5), || {
+            ["-4", "-6"].iter().all(|family| {
+                let rules = lab.sh(&format!("ip {family} rule show"));
+                rules.lines().nth(1).is_some_and(|rule| rule.contains("tunjail_vpn") && rule.starts_with(preference))
+            })
+        });
+    };
+    wg::down();
+    comes_first("700:");
+    wg::up(lab);
+    comes_first("69");
+    traffic.wait_floods_flowing();
+    assert_eq!(left(lab), before, "packets of a member left by the host's tunnel");
     traffic.end(&member);
 }

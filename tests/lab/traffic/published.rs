@@ -5,12 +5,15 @@ use std::time::Duration;
 use rstest::rstest;
 use serde_json::json;
 
+use super::settings::complaints;
 use super::{allowing, assert_told, rejected, serve};
+use crate::bridge::GATEWAY6;
 use crate::engine::Container;
 use crate::engine::docker::Docker;
 use crate::engine::podman::Podman;
 use crate::guest::{Guest, Release};
 use crate::matrix::wired::{BY_ANNOTATION, docker_with};
+use crate::product::STRICT_JAIL;
 use crate::run::{answer, wait_until};
 use crate::vpn::{TUN, Vpn};
 use crate::world::{HOST4, HOST6, LAN4, LAN6, Lab, Netns, ROUTER4, SERVICE4};
@@ -164,10 +167,35 @@ fn a_published_port_answers_the_allowed_net_alone(
                 assert_eq!(by_exit(&lab), exit_before, "{what} was answered by the exit");
             }
         }
+        assert!(!complaints(&lab).iter().any(|(_, words)| words.contains("docker-proxy")));
         // The member itself may not call the LAN: the port is the LAN's to ask for.
         for addr in [LAN4, LAN6] {
             assert_told(addr, &member.probe(&["tcp-echo", addr, "7"]));
         }
     }
     member.remove();
+}
+
+/// Docker without `ip6tables` leaves IPv6 to its proxy, which asks the member as the host: docs/security.md says that no wall
+/// judges this, and `check` that it is so.
+#[test]
+fn check_names_a_proxy_of_dockers_that_lets_everybody_in() {
+    let lab = Lab::new();
+    lab.configure(STRICT_JAIL);
+    let docker = docker_with(&lab, &Guest::own(), &json!({"ip6tables": false}));
+    let_in(&lab);
+    let mut member = docker.run("m1", &[&PUBLISHED[..], &["--runtime", "tunjail-vpn"]].concat());
+    let _serving = serve(&member, &MEMBER);
+    let inet = Netns::open("inet");
+    assert_eq!(answer(&inet.probe(&["http", HOST6, "8080"])), GATEWAY6, "by the proxy");
+    assert_eq!(inet.probe(&["http", ROUTER4, "8080"]).json()["ok"], false, "by Docker's rules");
+    let of_the_proxy = || {
+        let found = complaints(&lab).into_iter();
+        found
+            .filter(|(_, words)| words.contains("docker-proxy hands on port tcp/8080 from IPv6 to fd00:18::20"))
+            .count()
+    };
+    assert_eq!(of_the_proxy(), 1);
+    member.remove();
+    assert_eq!(of_the_proxy(), 0);
 }

@@ -118,21 +118,13 @@ const SETTINGS: &[Setting] = &[
         says: &["the ip rule \"100: from 172.16.0.0/12 lookup 254\" is asked before the jail's (700)"],
         mend: "ip rule add pref 32765 from 172.16.0.0/12 lookup 254; ip rule del pref 100",
     },
-    // Without a preference, as many programs add theirs.
-    Setting {
-        bad: "ip -6 rule add not fwmark 0xca6c lookup main",
-        ask: ask6,
-        verdict: "error",
-        says: &["the ip rule \"699: not from all fwmark 0xca6c lookup 254\" is asked before"],
-        mend: "ip -6 rule add pref 32765 not from all fwmark 0xca6c lookup 254; ip -6 rule del pref 699",
-    },
     // A VPN of the host's own without exceptions: an exit node of Tailscale's without access to the LAN.
     Setting {
         bad: "ip -6 rule add pref 5270 lookup 52; ip -6 route add default via 2001:db8:178::1 table 52",
         ask: ask6,
         verdict: "warning",
         says: &["leads what comes in by tun0 for fd00:18::/64 elsewhere than to bridge vpn"],
-        mend: "ip -6 rule add pref 600 to fd00:18::/64 lookup main",
+        mend: "ip -6 rule add pref 701 to fd00:18::/64 lookup main",
     },
     Setting {
         bad: "ip rule add pref 50 fwmark 0x77 lookup main
@@ -142,6 +134,14 @@ const SETTINGS: &[Setting] = &[
         verdict: "warning",
         says: &["\"50: from all fwmark 0x77 lookup 254\"", "those of its packets that get this mark"],
         mend: "ip rule add pref 32765 from all fwmark 0x77 lookup 254; ip rule del pref 50",
+    },
+    // Without a preference, as many programs add theirs; it stays, and so comes last here.
+    Setting {
+        bad: "ip -6 rule add not fwmark 0xca6c lookup main",
+        ask: ask6,
+        verdict: "warning",
+        says: &["an ip rule of others came before its own"],
+        mend: "tunjail up",
     },
 ];
 
