@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::run::Cmd;
-use crate::uplink::{NIC_NET4, NIC_NET6};
+use crate::uplink::{NICS4, NICS6};
 use crate::vpn::{CLIENT_PORTS, SERVER_PORTS, TUNNEL_NET4, TUNNEL_NET6};
-use crate::world::{HOST4, HOST4_MOVED, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, VPN_NET4};
+use crate::world::{HOST4, HOST4_MOVED, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, SERVICE4, SERVICE6, VPN_NET4};
 
 /// Packets from the host's uplink since the last reset, by where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,12 +89,12 @@ impl Counters {
                     {transport}
                     ether type ip update @seen4 {{ ip saddr . ip daddr . meta l4proto . th sport . th dport }}
                     ether type ip6 update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport }}
-                    ip saddr {{ {TUNNEL_NET4}, {NIC_NET4} }} tcp flags & rst == rst counter name stray accept
-                    ip saddr {{ {TUNNEL_NET4}, {NIC_NET4} }} icmp type destination-unreachable counter name stray accept
-                    ip6 saddr {{ {TUNNEL_NET6}, {NIC_NET6} }} tcp flags & rst == rst counter name stray accept
-                    ip6 saddr {{ {TUNNEL_NET6}, {NIC_NET6} }} icmpv6 type destination-unreachable counter name stray accept
-                    ip daddr {NIC_NET4} counter name stray accept
-                    ip6 daddr {NIC_NET6} counter name stray accept
+                    ip saddr {{ {TUNNEL_NET4}, {NICS4} }} tcp flags & rst == rst counter name stray accept
+                    ip saddr {{ {TUNNEL_NET4}, {NICS4} }} icmp type destination-unreachable counter name stray accept
+                    ip6 saddr {{ {TUNNEL_NET6}, {NICS6} }} tcp flags & rst == rst counter name stray accept
+                    ip6 saddr {{ {TUNNEL_NET6}, {NICS6} }} icmpv6 type destination-unreachable counter name stray accept
+                    ip saddr {SERVICE4} ip daddr {{ {NICS4} }} counter name stray accept
+                    ip6 saddr {SERVICE6} ip6 daddr {{ {NICS6} }} counter name stray accept
                     ip daddr {LAN_NET4} counter name lan4 accept
                     ip6 daddr {LAN_NET6} counter name lan6 accept
                     ether type ip counter name v4 accept

@@ -9,8 +9,9 @@ use crate::world::{Lab, Netns, SERVICE4, SERVICE6};
 pub const NIC: &str = "eth1";
 pub const NIC4: &str = "192.0.2.2";
 pub const NIC6: &str = "2001:db8:2::2";
-pub const NIC_NET4: &str = "192.0.2.0/25";
-pub const NIC_NET6: &str = "2001:db8:2::/64";
+/// All that the NIC is given by one test or another.
+pub const NICS4: &str = "192.0.2.2, 192.0.2.3";
+pub const NICS6: &str = "2001:db8:2::2, 2001:db8:2::3, 2001:db8:2::4";
 pub const GATEWAY4: &str = "192.0.2.1";
 pub const GATEWAY6: &str = "2001:db8:2::1";
 /// Whom the world sees when something leaves by the NIC; IPv6 is routed, so that is the NIC's own address.
