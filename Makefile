@@ -24,6 +24,8 @@ BINDIR   := $(DESTDIR)$(PREFIX)/bin
 SHAREDIR := $(DESTDIR)$(PREFIX)/share/tunjail
 DOCDIR   := $(DESTDIR)$(PREFIX)/share/doc/tunjail
 HOOKS    := $(wildcard hooks/*)
+# Those that name the program.
+EXAMPLES := $(wildcard examples/*/*.conf)
 DOCS     := README.md CHANGELOG.md SECURITY.md CONTRIBUTING.md LICENSE-MIT LICENSE-APACHE
 
 .PHONY: build demo test check bench install uninstall clean help \
@@ -70,6 +72,8 @@ install: ## into $(DESTDIR)$(PREFIX)
 	install -m 0644 docs/*.md '$(DOCDIR)/docs'
 	install -m 0644 docs/decisions/*.md '$(DOCDIR)/docs/decisions'
 	install -m 0644 examples/*.toml '$(DOCDIR)/examples'
+	@for file in $(EXAMPLES); do \
+	    sed 's#/usr/local/#$(PREFIX)/#g' "$$file" | install -D -m 0644 /dev/stdin "$(DOCDIR)/$$file"; done
 
 # Podman skips a hook whose binary is gone, without a word: what is wired has to go before the binary does.
 WIRED := $(basename $(notdir $(wildcard $(DESTDIR)/var/lib/tunjail/install/*.json)))

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::engine::install::Target;
 use crate::model::names::{ContainerId, IfName, JailName};
+use crate::model::policy;
 
 /// Keep containers behind one network interface, or nowhere.
 #[derive(Debug, Parser)]
@@ -34,6 +35,11 @@ pub enum Command {
     /// Tell that an exit came or went (from OpenVPN's up and down, or by hand)
     #[command(subcommand)]
     Exit(Exit),
+    /// Keep the walls that stand as they should be: follow the exits, put back what others wipe (for systemd)
+    Watch(Watch),
+    /// Lead ports of the exit to a member while it runs, or show which ones lead where
+    #[command(subcommand)]
+    Forward(Forward),
     /// Show walls, exits, members and counters
     Status(Show),
     /// Check configuration, kernel, nft, exits and hooks before anything depends on them
@@ -106,7 +112,7 @@ pub enum Exit {
 #[derive(Debug, Args)]
 pub struct ExitArgs {
     /// The exit's interface; without it the environment's `dev`, as OpenVPN sets it
-    #[arg(long, env = "dev", value_name = "INTERFACE")]
+    #[arg(long, value_name = "INTERFACE")]
     pub dev: Option<IfName>,
     /// Print what would be done, as ip and nft lines, and do nothing
     #[arg(long)]
@@ -114,6 +120,50 @@ pub struct ExitArgs {
     /// What OpenVPN appends to its scripts' command lines; not used
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     pub appended: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Forward {
+    /// Lead ports of the exit to a member, as long as it lives
+    Add(ForwardAdd),
+    /// Take ports of the exit from a member
+    Remove(ForwardRemove),
+    /// Show which ports of the exits lead to which member
+    List(Show),
+}
+
+#[derive(Debug, Args)]
+pub struct ForwardAdd {
+    /// The container's id, or the beginning of it
+    pub container: String,
+    /// Ports of the exit: tcp/51413, or tcp/8443:443 where the member listens on another one
+    #[arg(required = true, value_name = "PORT")]
+    pub ports: Vec<policy::Forward>,
+    /// Print what would be done, as nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ForwardRemove {
+    /// The container's id, or the beginning of it
+    pub container: String,
+    /// Ports of the exit, such as tcp/51413
+    #[arg(required = true, value_name = "PORT")]
+    pub ports: Vec<policy::Port>,
+    /// Print what would be done, as nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Print what would be done now, as ip and nft lines, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Tell of it as JSON, a line each, on stdout
+    #[arg(long, conflicts_with = "dry_run")]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,7 +14,8 @@
 //! container, and [`hold::wall`] for one jail. Both ask [`model`] for every decision: it is pure, so that what will be
 //! done can be printed, tested and compared. Both leave the doing to [`kernel`] and the remembering to [`store`].
 //!
-//! `up`, `exit`, `check` and `--dry-run` walk the same way and stop at different places.
+//! `up`, `exit`, `check` and `--dry-run` walk the same way and stop at different places; [`hold::watch`] walks it again
+//! whenever the kernel tells of a change.
 //!
 //! Before all this an engine has to call tunjail: [`engine::install`] writes that into the engine's own files and takes it
 //! out again, and [`engine::wiring`] says, for `check`, whether it would.

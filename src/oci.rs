@@ -8,10 +8,14 @@ use std::io::Read;
 use oci_spec::runtime::State;
 use serde_json::Value;
 
+use crate::model::forward::{self, ListError};
 use crate::model::names::{ContainerId, JailName, NameError, shorten};
+use crate::model::policy::Forward;
 
 /// The annotation that names a container's jail.
 pub const ANNOTATION: &str = "io.tunjail.jail";
+/// The annotation that asks for ports of the exit.
+pub const FORWARD: &str = "io.tunjail.forward";
 
 /// More than any engine writes; a state that is larger is no state.
 const MAX_STATE: u64 = 1 << 20;
@@ -39,6 +43,8 @@ pub enum StateError {
     BadId(NameError),
     #[error("annotation {ANNOTATION}: {0}")]
     BadAnnotation(NameError),
+    #[error("annotation {FORWARD}: {0}")]
+    BadForward(ListError),
 }
 
 /// The container that a runtime asks about.
@@ -54,6 +60,8 @@ pub struct Container {
 pub struct Created {
     pub container: Container,
     pub pid: i32,
+    /// The ports of the exit that the annotation asks for.
+    pub forwards: Vec<Forward>,
 }
 
 /// The state that createRuntime gets. runc says "creating", crun "created"; both have a pid.
@@ -67,7 +75,7 @@ pub fn created(stdin: impl Read) -> Result<Created, StateError> {
     match state.pid() {
         None => Err(StateError::Missing("pid")),
         Some(pid) if *pid <= 0 => Err(StateError::BadPid((*pid).into())),
-        Some(pid) => Ok(Created { container, pid: *pid }),
+        Some(pid) => Ok(Created { container, pid: *pid, forwards: forwards(&state)? }),
     }
 }
 
@@ -78,13 +86,17 @@ pub fn stopped(stdin: impl Read) -> Result<Container, StateError> {
 
 fn container(state: &State) -> Result<Container, StateError> {
     let id = state.id().parse().map_err(StateError::BadId)?;
-    let jail = state
-        .annotations()
-        .as_ref()
-        .and_then(|annotations| annotations.get(ANNOTATION))
-        .map(|name| name.parse().map_err(StateError::BadAnnotation))
-        .transpose()?;
+    let jail = annotation(state, ANNOTATION).map(|name| name.parse().map_err(StateError::BadAnnotation)).transpose()?;
     Ok(Container { id, jail })
+}
+
+fn forwards(state: &State) -> Result<Vec<Forward>, StateError> {
+    let asked = annotation(state, FORWARD).map(|text| forward::list(text).map_err(StateError::BadForward));
+    Ok(asked.transpose()?.unwrap_or_default())
+}
+
+fn annotation<'a>(state: &'a State, name: &str) -> Option<&'a String> {
+    state.annotations().as_ref().and_then(|annotations| annotations.get(name))
 }
 
 fn read(stdin: impl Read) -> Result<State, StateError> {
@@ -124,6 +136,7 @@ mod tests {
     fn both_runtimes_shapes_are_read() {
         let runc = created(RUNC.as_bytes()).unwrap();
         assert_eq!((runc.pid, runc.container.jail.unwrap().as_str()), (42, "vpn"));
+        assert!(runc.forwards.is_empty());
         let crun = created(CRUN.as_bytes()).unwrap();
         assert_eq!((crun.pid, crun.container.jail), (42, None));
         for text in [
@@ -132,6 +145,23 @@ mod tests {
         ] {
             assert_eq!(stopped(text.as_bytes()).unwrap().id.as_str(), "c1");
         }
+    }
+
+    /// poststop has to work whatever the annotation says.
+    #[test]
+    fn forwarded_ports_are_read_where_they_matter() {
+        let state = |status: &str, ports: &str| {
+            format!(
+                r#"{{"ociVersion":"1.0","id":"c1","status":"{status}","pid":42,"bundle":"/","annotations":{{"io.tunjail.forward":"{ports}"}}}}"#
+            )
+        };
+        let asked = created(state("created", "tcp/51413 udp/51413, tcp/8443:443").as_bytes()).unwrap().forwards;
+        assert_eq!(
+            asked.iter().map(Forward::to_string).collect::<Vec<_>>(),
+            ["tcp/51413", "udp/51413", "tcp/8443:443"]
+        );
+        assert!(created(state("created", "").as_bytes()).unwrap_err().to_string().contains("it is empty"));
+        assert_eq!(stopped(state("stopped", "nonsense").as_bytes()).unwrap().id.as_str(), "c1");
     }
 
     #[test]
@@ -163,6 +193,10 @@ mod tests {
             (
                 r#"{"ociVersion":"1.0","id":"a","status":"created","pid":1,"bundle":"/","annotations":{"io.tunjail.jail":"No Such"}}"#,
                 "annotation io.tunjail.jail",
+            ),
+            (
+                r#"{"ociVersion":"1.0","id":"a","status":"created","pid":1,"bundle":"/","annotations":{"io.tunjail.forward":"51413"}}"#,
+                "annotation io.tunjail.forward: \"51413\" is not a forwarded port; write tcp/N",
             ),
             (&long_id, "container id"),
             (&huge, "larger than"),

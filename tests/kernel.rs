@@ -8,7 +8,9 @@ use nix::sched::{CloneFlags, unshare};
 use tunjail::kernel::nfnetlink::Nfnl;
 use tunjail::kernel::nftables;
 use tunjail::kernel::rtnetlink::Rtnl;
-use tunjail::model::objects::{Element, Part, Route, Rule, Selector, Set, TableId, Target};
+use tunjail::model::objects::{
+    ENGINES_RESOLVER, Element, Part, RULE_PRIORITY, Route, Rule, Selector, Set, TableId, Target,
+};
 use tunjail::model::plan;
 
 fn fresh_namespace() {
@@ -24,7 +26,7 @@ fn run(program: &str, arguments: &str) -> String {
 
 fn out4(address: &str) -> Element {
     let key = vec![Part::Name("eth0".parse().unwrap()), Part::Address(address.parse().unwrap())];
-    Element { table: TableId::lock(), set: Set::Out4, key }
+    Element { table: TableId::lock(), set: Set::Out4, key, value: Vec::new() }
 }
 
 #[test]
@@ -43,6 +45,32 @@ fn the_lock_is_what_its_text_says() {
     nftables::add_elements(&mut nfnl, &[out4("172.18.0.2")]).unwrap();
     nftables::close_lock(&mut nfnl).unwrap();
     assert_eq!(run("nft", "list ruleset"), plan::lock_text());
+}
+
+#[test]
+fn the_steering_is_what_its_text_says() {
+    fresh_namespace();
+    run("ip", "link set lo up");
+    run("ip", "addr add 172.18.0.2/16 dev lo");
+    let server = "192.0.2.53".parse().unwrap();
+    let text = plan::steering_text(server);
+    let mut nfnl = Nfnl::open().unwrap();
+    // The second time in the place of the first.
+    for other in ["192.0.2.54".parse().unwrap(), server] {
+        nftables::steer(&mut nfnl, other).unwrap();
+    }
+    assert_eq!(run("nft", "list ruleset"), text);
+    run("nft", "flush ruleset");
+    nftables::load(&text).unwrap();
+    assert_eq!(run("nft", "list ruleset"), text);
+
+    let mut rtnl = Rtnl::open().unwrap();
+    for _ in 0..2 {
+        rtnl.loop_back_as(ENGINES_RESOLVER, "172.18.0.2".parse().unwrap()).unwrap();
+    }
+    let route = run("ip", "route get 127.0.0.11");
+    assert!(route.contains("local 127.0.0.11 dev lo") && route.contains("src 172.18.0.2"), "{route}");
+    assert!(rtnl.loop_back_as(ENGINES_RESOLVER, "192.0.2.1".parse().unwrap()).is_err(), "no address of this host");
 }
 
 #[test]
@@ -131,10 +159,18 @@ fn rules_and_routes_are_read_back_as_they_were_written() {
         let family = |text: &str| tunjail::model::objects::Family::of_net(&text.parse().unwrap());
         let rules = {
             let mut rules = vec![
-                Rule { selector: Selector::From("172.18.0.0/16".parse().unwrap()), table },
-                Rule { selector: Selector::From("fd00:18::/64".parse().unwrap()), table },
-                Rule { selector: Selector::Iif(family("0.0.0.0/0"), "vpn".parse().unwrap()), table },
-                Rule { selector: Selector::Iif(family("::/0"), "not-there".parse().unwrap()), table },
+                Rule { selector: Selector::From("172.18.0.0/16".parse().unwrap()), table, priority: RULE_PRIORITY },
+                Rule { selector: Selector::From("fd00:18::/64".parse().unwrap()), table, priority: RULE_PRIORITY },
+                Rule {
+                    selector: Selector::Iif(family("0.0.0.0/0"), "vpn".parse().unwrap()),
+                    table,
+                    priority: RULE_PRIORITY,
+                },
+                Rule {
+                    selector: Selector::Iif(family("::/0"), "not-there".parse().unwrap()),
+                    table,
+                    priority: RULE_PRIORITY,
+                },
             ];
             rules.sort();
             rules
@@ -175,4 +211,27 @@ fn rules_and_routes_are_read_back_as_they_were_written() {
         }
     }
     assert_eq!(before, (run("ip", "rule"), run("ip", "-6 rule"), run("ip", "route show table all")));
+}
+
+#[test]
+fn datagrams_to_a_port_are_forgotten_and_no_others() {
+    use std::net::{IpAddr, UdpSocket};
+    use tunjail::kernel::conntrack::Conntrack;
+
+    fresh_namespace();
+    run("ip", "link set lo up");
+    nftables::load("table inet t { chain c { type filter hook output priority 0; ct state new counter\n }\n }")
+        .unwrap();
+    let addresses: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+    let mut conntrack = Conntrack::open().unwrap();
+    for address in addresses {
+        let (others, meant): (Vec<u16>, Vec<u16>) = (vec![7, 9, 10], vec![8, 11]);
+        let sockets: Vec<UdpSocket> = (0..200).map(|_| UdpSocket::bind((address, 0)).unwrap()).collect();
+        for (socket, port) in sockets.iter().zip(others.iter().chain(&meant).cycle()) {
+            socket.send_to(b"x", (address, *port)).unwrap();
+        }
+        assert_eq!(conntrack.forget_datagrams(address, &meant).unwrap(), 80, "{address}");
+        assert_eq!(conntrack.forget_datagrams(address, &meant).unwrap(), 0, "{address}");
+        assert_eq!(conntrack.forget_datagrams(address, &others).unwrap(), 120, "{address}");
+    }
 }

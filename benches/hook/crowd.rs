@@ -106,7 +106,7 @@ fn synthetic(like: &MemberRecord, number: u16) -> Result<MemberRecord> {
     let process = like.containers.first().context("a member has a container")?.process;
     Ok(MemberRecord {
         netns: NetnsId { ino: INODES + u64::from(number), ..like.netns },
-        containers: vec![ContainerRecord { id, process }],
+        containers: vec![ContainerRecord { id, process, forwards: Vec::new() }],
         interfaces: vec![interface],
         ..like.clone()
     })

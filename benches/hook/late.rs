@@ -42,6 +42,7 @@ fn once(lab: &Lab, number: u16) -> Result<Sample> {
         table: TableId::lock(),
         set: Set::Out4,
         key: vec![Part::Name("eth0".parse()?), Part::Address(address)],
+        value: Vec::new(),
     };
     ensure!(nftables::first_missing(&mut inside, std::slice::from_ref(&open))?.is_some(), "open before the address");
     let (giving, given) = lab.give_address(&member, number)?;

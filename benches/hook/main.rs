@@ -8,6 +8,7 @@
 
 mod burst;
 mod crowd;
+mod failover;
 mod lab;
 mod late;
 mod measure;
@@ -50,13 +51,14 @@ fn measure(wanted: &[String]) -> Result<()> {
     lab.tunjail(&["up", "vpn"])?;
     lab.enrol(&first)?;
 
-    let sections: [(&str, &dyn Fn() -> Result<()>); 7] = [
+    let sections: [(&str, &dyn Fn() -> Result<()>); 8] = [
         ("floor", &|| against_an_empty_binary(&lab, &second)),
         ("recipe", &|| against_the_recipe(&lab, &second)),
         ("outside", &|| looked_at_from_outside(&lab, &second)),
         ("crun", &|| around_crun(&lab, &second)),
         ("burst", &|| burst::at_once(&lab)),
         ("late", &|| late::from_address_to_open_lock(&lab)),
+        ("failover", &|| failover::to_the_next_exit(&lab)),
         ("members", &|| with_more_members(&lab, &first, &second)),
     ];
     println!("times in ms: minimum, median, maximum");

@@ -1,6 +1,10 @@
 //! `tunjail check`: everything that a container's start depends on, looked at before one does.
 
-use std::fs;
+mod dns;
+mod firewall;
+mod host;
+mod proxies;
+
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,11 +17,11 @@ use crate::config::Config;
 use crate::engine::install::Host;
 use crate::engine::runtime::underneath;
 use crate::engine::wiring::{self, State};
-use crate::hold::{Kernel, wall};
+use crate::hold::{Kernel, wall, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::names::JailName;
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::store::Store;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,12 +68,12 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
     if let Some(config) = &config {
         let verdict = if config.jails.is_empty() { Verdict::Warning } else { Verdict::Ok };
         findings.add(verdict, "configuration", format!("{}: jails {}", config.sources_text(), config.names_text()));
-        forwarding(&mut findings, config);
         runtime(&mut findings, config);
-        let host = findings.take("netlink", Kernel::open().map_err(Into::into));
-        if let Some(mut host) = host {
+        let kernel = findings.take("netlink", Kernel::open().map_err(Into::into));
+        if let Some(mut kernel) = kernel {
+            host::look(&mut findings, config, &mut kernel);
             for jail in &config.jails {
-                check_jail(&mut findings, &mut host, jail, nft.is_some());
+                check_jail(&mut findings, &mut kernel, jail, nft.is_some());
             }
         }
     }
@@ -92,20 +96,6 @@ fn ways_in(findings: &mut Findings, config: Option<&Config>) {
     }
 }
 
-fn forwarding(findings: &mut Findings, config: &Config) {
-    for (v4, path) in [(true, "/proc/sys/net/ipv4/ip_forward"), (false, "/proc/sys/net/ipv6/conf/all/forwarding")] {
-        let needed = config.jails.iter().flat_map(|jail| &jail.subnets).any(|net| net.addr().is_ipv4() == v4);
-        if needed && fs::read_to_string(path).map(|text| text.trim() == "0").unwrap_or(true) {
-            let name = path.trim_start_matches("/proc/sys/").replace('/', ".");
-            findings.add(
-                Verdict::Warning,
-                "forwarding",
-                format!("{name} is off, so nothing of a jail is forwarded; engines turn it on, or: sysctl -w {name}=1"),
-            );
-        }
-    }
-}
-
 fn runtime(findings: &mut Findings, config: &Config) {
     let Some(runtime) = &config.runtime else { return };
     if let Some(path) = findings.take("runtime", underneath::named(&runtime.path, &runtime.place)) {
@@ -113,9 +103,9 @@ fn runtime(findings: &mut Findings, config: &Config) {
     }
 }
 
-fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: bool) {
+fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft: bool) {
     let what = format!("jail {}", jail.name);
-    let Some(survey) = findings.take(&what, wall::survey(host, &Store::open(), jail)) else { return };
+    let Some(survey) = findings.take(&what, wall::survey(kernel, &Store::open(), jail)) else { return };
     match &survey.bridge {
         Some(link) => findings.add(Verdict::Ok, &what, format!("bridge {}", link.name)),
         None => findings.add(
@@ -127,10 +117,14 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
             },
         ),
     }
-    if let Some(nets) = findings.take(&what, host.rtnl.nets().map_err(Into::into)) {
+    if let Some(nets) = findings.take(&what, kernel.rtnl.nets().map_err(Into::into)) {
         findings.take(&what, conflict::with_host(jail, &nets, survey.surroundings.bridge.as_ref()).map_err(Into::into));
     }
     exits(findings, &what, jail, &survey);
+    exits_fit_the_host(findings, &what, jail, &survey, kernel);
+    host::look_at_jail(findings, &what, jail, &survey, kernel);
+    proxies::look(findings, &what, jail);
+    dns::look(findings, kernel, &what, jail);
     if has_nft
         && findings.take(&what, nftables::check(&survey.desired.ruleset.script(&[])).map_err(Into::into)).is_some()
     {
@@ -142,13 +136,24 @@ fn check_jail(findings: &mut Findings, host: &mut Kernel, jail: &Jail, has_nft: 
         Some(_) if survey.is_behind() => findings.add(
             Verdict::Warning,
             &what,
-            "its wall stands, but an exit or the bridge came since and has no route yet; `tunjail up` or the next container brings it up to date",
+            "its wall stands, but an exit or the bridge came since and has no route yet, or an ip rule of others came before its own; `tunjail up`, `tunjail watch` or the next container brings it up to date",
         ),
         Some(_) => findings.add(
             Verdict::Error,
             &what,
             "its wall is not what was written, or the configuration was edited since; `tunjail up` makes it what the configuration says",
         ),
+    }
+}
+
+fn exits_fit_the_host(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey, kernel: &mut Kernel) {
+    let there = &survey.surroundings.exits;
+    findings.take(what, conflict::with_gateways(jail, there).map_err(Into::into));
+    if let Some(defaults) = findings.take(what, kernel.rtnl.default_interfaces().map_err(Into::into)) {
+        findings.take(what, conflict::with_uplink(jail, there, &defaults).map_err(Into::into));
+    }
+    if survey.stands() {
+        findings.take(what, way::others_lead_to_the_exits(kernel, jail, survey));
     }
 }
 
@@ -163,10 +168,17 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
             Some(exit) if !exit.link.up => {
                 findings.add(Verdict::Warning, what, format!("exit {name} is down; nothing leaves until it is up"));
             }
-            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() => findings.add(
+            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() && jail.routes == Routes::Own => findings.add(
                 Verdict::Warning,
                 what,
                 format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
+            ),
+            Some(exit) if !exit.link.carrier => findings.add(
+                Verdict::Warning,
+                what,
+                format!(
+                    "exit {name} is up but has no carrier; what is sent into it is lost, unless another exit has one"
+                ),
             ),
             Some(exit) => {
                 let family = |there: bool| if there { "by it" } else { "unreachable" };

@@ -4,12 +4,14 @@ mod attend;
 mod check;
 mod down;
 mod exit;
+mod forward;
 mod hook;
 mod install;
 mod runtime;
 mod status;
 mod sweep;
 mod up;
+mod watch;
 
 use std::ffi::OsString;
 use std::io;
@@ -44,6 +46,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Up(args) => up::run(config, &args),
         Command::Down(args) => down::run(config, &args),
         Command::Exit(args) => exit::run(config, args),
+        Command::Watch(args) => watch::run(config, &args),
+        Command::Forward(args) => forward::run(config, args),
         Command::Status(args) => status::run(config, &args),
         Command::Check(args) => check::run(config, &args),
         Command::Runtime(args) => runtime::run(config, &args),

@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::forward::{self, Lead};
 use crate::cli::Show;
 use crate::config::Config;
+use crate::exit::wireguard::{Tunnel, Wg};
 use crate::hold::{Kernel, leave, wall};
 use crate::kernel::nftables::{self, Counter};
 use crate::model::names::JailName;
@@ -50,8 +52,11 @@ struct ExitReport {
     name: String,
     present: bool,
     up: bool,
+    carrier: bool,
     v4: bool,
     v6: bool,
+    /// Null for another kind of exit, and where `wg` is not installed or does not answer.
+    wireguard: Option<Tunnel>,
 }
 
 #[derive(Serialize, Default)]
@@ -70,6 +75,8 @@ struct MemberReport {
     why: Option<String>,
     alive: bool,
     interfaces: Vec<InterfaceReport>,
+    /// Ports of the exit that lead to it.
+    forwards: Vec<Lead>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -118,9 +125,10 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
 fn report(config: &Config) -> Result<Report> {
     let mut host = Kernel::open()?;
     let store = Store::open();
+    let wg = Wg::ask();
     let mut jails = Vec::new();
     for jail in &config.jails {
-        jails.push(report_jail(&mut host, &store, jail)?);
+        jails.push(report_jail(&mut host, &store, jail, wg.as_ref())?);
     }
     for name in store.jails()?.iter().filter(|name| config.jail(name).is_none()) {
         jails.push(report_unconfigured(&mut host, &store, name)?);
@@ -129,7 +137,7 @@ fn report(config: &Config) -> Result<Report> {
     Ok(Report { version: VERSION, jails, undecided })
 }
 
-fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailReport> {
+fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail, wg: Option<&Wg>) -> Result<JailReport> {
     let survey = wall::survey(host, store, jail)?;
     let exits = jail
         .exits
@@ -140,8 +148,10 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<JailRepo
                 name: name.to_string(),
                 present: facts.is_some(),
                 up: facts.is_some_and(|exit| exit.link.up),
+                carrier: facts.is_some_and(|exit| exit.link.carrier),
                 v4: facts.is_some_and(|exit| exit.v4),
                 v6: facts.is_some_and(|exit| exit.v6),
+                wireguard: wg.and_then(|wg| wg.tunnel(name)),
             }
         })
         .collect();
@@ -197,8 +207,11 @@ fn members(host: &mut Kernel, store: &Store, jail: &JailName) -> Result<Vec<Memb
         sent = nftables::elements(&TableId::guard(jail), Set::Own4)?;
         sent.extend(nftables::elements(&TableId::guard(jail), Set::Own6)?);
     }
-    let mut reports =
-        records.iter().map(|record| report_member(host, record, &sent)).collect::<Result<Vec<MemberReport>>>()?;
+    let brought = forward::brought(jail, &records)?;
+    let mut reports = records
+        .iter()
+        .map(|record| report_member(host, record, &sent, forward::leads(store, record, &brought)))
+        .collect::<Result<Vec<MemberReport>>>()?;
     reports.extend(late_members(store, Some(jail))?);
     Ok(reports)
 }
@@ -215,12 +228,17 @@ fn late_members(store: &Store, jail: Option<&JailName>) -> Result<Vec<MemberRepo
                 Verdict::Admitted | Verdict::Nobodys => return None,
             };
             let containers = late.containers.iter().map(|container| container.id.to_string()).collect();
-            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new() })
+            Some(MemberReport { containers, state, why, alive, interfaces: Vec::new(), forwards: Vec::new() })
         })
         .collect())
 }
 
-fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>, Counter)]) -> Result<MemberReport> {
+fn report_member(
+    host: &mut Kernel,
+    record: &MemberRecord,
+    sent: &[(Vec<String>, Counter)],
+    forwards: Vec<Lead>,
+) -> Result<MemberReport> {
     let interfaces = record
         .interfaces
         .iter()
@@ -253,6 +271,7 @@ fn report_member(host: &mut Kernel, record: &MemberRecord, sent: &[(Vec<String>,
         why: None,
         alive: leave::is_alive(host, record)?,
         interfaces,
+        forwards,
     })
 }
 
@@ -272,9 +291,17 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
         let state = match (exit.present, exit.up) {
             (false, _) => "missing: nothing leaves".to_owned(),
             (true, false) => "down: nothing leaves".to_owned(),
-            (true, true) => format!("up, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6)),
+            (true, true) => {
+                let wire = if exit.carrier { "" } else { " without a carrier" };
+                format!("up{wire}, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6))
+            }
         };
-        writeln!(out, "  exit {}: {state}", exit.name)?;
+        let handshake = match exit.wireguard.as_ref().map(|tunnel| tunnel.last_handshake) {
+            None => String::new(),
+            Some(None) => ", no handshake yet".to_owned(),
+            Some(Some(age)) => format!(", last handshake {age} s ago"),
+        };
+        writeln!(out, "  exit {}: {state}{handshake}", exit.name)?;
     }
     let Rejected { out: outward, r#in: inward, host, forged } = jail.rejected;
     writeln!(out, "  rejected packets: {outward} past the exit, {inward} inward, {host} to the host, {forged} forged")?;
@@ -318,6 +345,9 @@ fn print_members(out: &mut impl Write, members: &[MemberReport]) -> Result<()> {
                 interface.bytes,
                 interface.addresses.join(" ")
             )?;
+        }
+        for lead in &member.forwards {
+            writeln!(out, "  {:<14} {lead}", "")?;
         }
     }
     Ok(())

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cli::Sweep;
-use crate::hold::{Kernel, leave};
+use crate::hold::{Kernel, endpoint, leave};
+use crate::model::plan;
 use crate::store::Store;
 
 pub fn run(args: &Sweep) -> Result<ExitCode> {
@@ -14,6 +15,9 @@ pub fn run(args: &Sweep) -> Result<ExitCode> {
     let store = Store::open();
     if args.dry_run {
         print!("{}", leave::plan_to_sweep(&mut host, &store)?);
+        for tunnel in endpoint::orphans(&mut host, &store)? {
+            print!("{}", plan::lines(&endpoint::plan_to_forget(&mut host, &store, &tunnel)?, ""));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if !store.is_there() {
@@ -21,6 +25,7 @@ pub fn run(args: &Sweep) -> Result<ExitCode> {
     }
     let store = store.lock()?;
     let dead = leave::sweep_all(&mut host, &store)?;
+    endpoint::sweep(&mut host, &store)?;
     store.tidy()?;
     if dead > 0 {
         println!("removed {dead} record(s) of containers that died");

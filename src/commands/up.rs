@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::cli::Jails;
 use crate::config::Config;
 use crate::hold::{Kernel, leave, wall};
-use crate::model::plan;
+use crate::model::{conflict, plan};
 use crate::store::{RaisedBy, Store};
 
 pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
@@ -36,9 +36,16 @@ pub fn run(config: Option<&Path>, args: &Jails) -> Result<ExitCode> {
         let raised = leave::sweep(&mut host, &store, &jail.name)
             .and_then(|_| wall::ensure(&mut host, &store, jail, RaisedBy::Admin))
             .with_context(|| format!("jail {} was not raised", jail.name));
-        if let Err(error) = raised {
-            super::complain(&error);
-            result = Ok(ExitCode::FAILURE);
+        match raised {
+            Ok(survey) => {
+                if let Err(error) = conflict::with_gateways(jail, &survey.surroundings.exits) {
+                    eprintln!("tunjail: warning: {error}; nothing leaves by it");
+                }
+            }
+            Err(error) => {
+                super::complain(&error);
+                result = Ok(ExitCode::FAILURE);
+            }
         }
     }
     store.tidy()?;

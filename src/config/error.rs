@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use crate::model::names::{IfName, JailName, NameError};
+use crate::model::policy::{Port, PortError};
 
 /// Why a configuration was refused. Its text is always one line.
 #[derive(Debug, thiserror::Error)]
@@ -90,12 +91,6 @@ pub enum JailFault {
     Missing { key: &'static str, example: &'static str },
     #[error("{key} is empty; write for example: {example}")]
     Empty { key: &'static str, example: &'static str },
-    #[error(
-        "dns is not supported yet; remove the line: names are asked through the exit only by servers that the container itself names"
-    )]
-    DnsNotYet,
-    #[error("host is not supported yet; remove the line: members reach no port of the host, but may ping it")]
-    HostNotYet,
 
     #[error("{role} \"{text}\" is not a net; write it as 172.18.0.0/16 or fd00:18::/64")]
     NotANet { role: Role, text: String },
@@ -130,13 +125,40 @@ pub enum JailFault {
     NoRouter(IpAddr),
     #[error("gateway {gateway} lies in the jail's own subnet {subnet}; name the next hop on the exit's side")]
     GatewayInside { gateway: IpAddr, subnet: IpNet },
-    #[error("gateways {first} and {second} are of one family; name at most one IPv4 and one IPv6 gateway")]
+    #[error(
+        "gateways {first} and {second} are of one family; name at most one IPv4 and one IPv6 gateway for each exit"
+    )]
     GatewayTwice { first: IpAddr, second: IpAddr },
 
-    #[error("port \"{0}\" is not a port; write tcp/N or udp/N with N from 1 to 65535")]
-    NotAPort(String),
+    #[error("{0}")]
+    Port(PortError),
     #[error("port {0} is named twice; name it once")]
-    PortTwice(String),
+    PortTwice(Port),
+
+    #[error(
+        "dns \"{0}\" is not an address; list servers as in dns = [\"192.0.2.53\"], or write \"engine\" or \"block\""
+    )]
+    NotADnsServer(String),
+    #[error("dns \"{0}\" stands alone, not in a list; write dns = \"{0}\", or list servers only")]
+    DnsWordInList(String),
+    #[error("dns server {server} is {what}; name one that is reached by the exit")]
+    DnsUnsuitable { server: IpAddr, what: &'static str },
+    #[error(
+        "dns server {server} lies in the jail's own subnet {subnet}; name one that is reached by the exit, or leave dns out and let members ask it themselves"
+    )]
+    DnsInside { server: IpAddr, subnet: IpNet },
+    #[error("dns server {0} is named twice; name it once")]
+    DnsTwice(IpAddr),
+
+    #[error("forward to \"{0}\" is not an address; name a member's, such as to = \"172.18.0.2\"")]
+    NotAMember(String),
+    #[error("forward to {0} leads out of the jail; name an address of its subnets")]
+    ForwardOutside(IpAddr),
+
+    #[error("routes = \"foreign\" needs the table that they stand in; add a line such as: table = 100")]
+    ForeignWithoutTable,
+    #[error("gateway has no meaning with routes = \"foreign\"; remove one of the two lines")]
+    ForeignWithGateway,
 
     #[error("is defined already ({0}); rename or remove one of them")]
     DefinedTwice(String),
@@ -165,7 +187,9 @@ impl std::fmt::Display for Role {
 fn too_wide(role: Role) -> &'static str {
     match role {
         Role::Subnet => "would hold the host's own addresses too; name the net of the containers' bridge",
-        Role::Allow => "would end the jail; list the nets that members need",
+        Role::Allow => {
+            "would end the jail; list the nets that members need, such as \"192.168.178.0/24\"; to everywhere else they go by the exit"
+        }
     }
 }
 

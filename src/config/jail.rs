@@ -6,10 +6,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::Spanned;
 
 use super::error::{Fault, JailFault, Role};
-use super::raw::{List, OneOrMany, RawAllow, RawAllowTable, RawJail};
+use super::raw::{List, OneOrMany, RawAllow, RawAllowTable, RawForward, RawJail, TextOr};
 use super::{At, Checked};
 use crate::model::names::{IfName, JailName, shorten};
-use crate::model::policy::{Allow, Direction, Jail, Port, Transport};
+use crate::model::policy::{Allow, Direction, Dns, Forward, Jail, Port, Routes};
 
 /// The shortest prefix of a net that a jail may hold or allow. `2000::/3` is the whole of today's IPv6 internet, and
 /// two nets of prefix 1 are as good as a default route.
@@ -18,6 +18,10 @@ pub(super) const SHORTEST_PREFIX: u8 = 4;
 const SUBNETS_EXAMPLE: &str = "subnets = [\"172.18.0.0/16\"]";
 const EXIT_EXAMPLE: &str = "exit = \"tun0\"";
 const ALLOW_EXAMPLE: &str = "{ net = \"192.0.2.5\", ports = [\"tcp/443\"] }";
+const PORTS_EXAMPLE: &str = "ports = [\"tcp/443\"], or leave it out to allow every port";
+const HOST_EXAMPLE: &str = "host = [\"udp/123\"], or leave it out to keep every port of the host closed";
+const DNS_EXAMPLE: &str = "dns = [\"192.0.2.53\"]";
+const FORWARD_EXAMPLE: &str = "forward = [\"tcp/51413\"], or leave it out to forward none";
 
 /// Nets that no container's address lies in (RFC 6890's registry), and whether allowing them has no meaning either.
 /// 169.254.0.0/16 may be allowed: clouds answer there.
@@ -51,20 +55,20 @@ pub(super) fn check(heading: usize, name: JailName, raw: RawJail) -> Result<Chec
 }
 
 fn checked(heading: usize, name: &JailName, raw: RawJail) -> Found<Checked> {
-    if let Some(dns) = raw.dns {
-        return Err((dns.span().start, JailFault::DnsNotYet));
-    }
-    if let Some(host) = raw.host {
-        return Err((host.span().start, JailFault::HostNotYet));
-    }
     let missing = |key, example| (heading, JailFault::Missing { key, example });
     let subnets = subnets(&raw.subnets.ok_or_else(|| missing("subnets", SUBNETS_EXAMPLE))?)?;
     let (subnets_at, subnets): (Vec<usize>, Vec<IpNet>) = subnets.into_iter().unzip();
     let bridge_at = raw.bridge.as_ref().map_or(heading, |bridge| bridge.span().start);
     let bridge = raw.bridge.map(|bridge| interface("bridge", &bridge)).transpose()?;
     let exits = exits(&raw.exit.ok_or_else(|| missing("exit", EXIT_EXAMPLE))?, bridge.as_ref())?;
-    let gateways = raw.gateway.map_or(Ok(Vec::new()), |raw| gateways(&raw, &subnets))?;
+    let gateways = raw.gateway.map_or(Ok(Vec::new()), |raw| gateways(&raw, &subnets, exits.len()))?;
+    if let Some(routes) = raw.routes.as_ref().filter(|routes| *routes.get_ref() == Routes::Foreign) {
+        foreign_routes_are_somewhere(routes.span().start, raw.table.is_some(), !gateways.is_empty())?;
+    }
     let allow = raw.allow.map_or(Ok(Vec::new()), |raw| allows(raw, &subnets))?;
+    let dns = raw.dns.map_or(Ok(Dns::default()), |raw| dns(&raw, &subnets))?;
+    let host = raw.host.map_or(Ok(Vec::new()), |raw| ports("host", HOST_EXAMPLE, &raw))?;
+    let forward = raw.forward.map_or(Ok(Vec::new()), |raw| forwards(raw, &subnets))?;
     Ok(Checked {
         heading,
         subnets_at,
@@ -76,8 +80,12 @@ fn checked(heading: usize, name: &JailName, raw: RawJail) -> Found<Checked> {
             exits,
             gateways,
             allow,
+            dns,
+            host,
+            forward,
             bridge,
             table: raw.table.map(|table| table.into_inner().0),
+            routes: raw.routes.map(Spanned::into_inner).unwrap_or_default(),
             enrolled_only: raw.enrolled_only,
         },
     })
@@ -121,10 +129,13 @@ fn interface(key: &'static str, text: &Spanned<String>) -> Found<IfName> {
     Ok(name)
 }
 
-fn gateways(raw: &OneOrMany, subnets: &[IpNet]) -> Found<Vec<IpAddr>> {
+/// One of each family for each exit; which one is whose is known when the exits have addresses.
+fn gateways(raw: &OneOrMany, subnets: &[IpNet], exits: usize) -> Found<Vec<IpAddr>> {
     let mut gateways: Vec<IpAddr> = Vec::new();
     for (at, gateway) in each(&raw.items, |text| gateway(text, subnets))? {
-        if let Some(&first) = gateways.iter().find(|first| first.is_ipv4() == gateway.is_ipv4()) {
+        let alike: Vec<IpAddr> =
+            gateways.iter().copied().filter(|other| other.is_ipv4() == gateway.is_ipv4()).collect();
+        if let Some(&first) = alike.first().filter(|_| alike.len() == exits || alike.contains(&gateway)) {
             return Err((at, JailFault::GatewayTwice { first, second: gateway }));
         }
         gateways.push(gateway);
@@ -152,12 +163,12 @@ fn allows(raw: List<RawAllow>, subnets: &[IpNet]) -> Found<Vec<Allow>> {
         .map(|item| {
             let at = item.span().start;
             match item.into_inner() {
-                RawAllow::Net(text) => Ok(Allow {
+                TextOr::Text(text) => Ok(Allow {
                     net: allowed_net(&text, subnets).map_err(|fault| (at, fault))?,
                     ports: Vec::new(),
                     direction: Direction::Both,
                 }),
-                RawAllow::Table(table) => allow_table(at, table, subnets),
+                TextOr::Table(table) => allow_table(at, table, subnets),
             }
         })
         .collect()
@@ -170,7 +181,7 @@ fn allow_table(at: usize, raw: RawAllowTable, subnets: &[IpNet]) -> Found<Allow>
     let at = net.span().start;
     Ok(Allow {
         net: allowed_net(net.get_ref(), subnets).map_err(|fault| (at, fault))?,
-        ports: raw.ports.map_or(Ok(Vec::new()), |raw| ports(&raw))?,
+        ports: raw.ports.map_or(Ok(Vec::new()), |raw| ports("ports", PORTS_EXAMPLE, &raw))?,
         direction: raw.direction,
     })
 }
@@ -184,36 +195,95 @@ fn allowed_net(text: &str, subnets: &[IpNet]) -> Result<IpNet, JailFault> {
 }
 
 /// An empty list is refused, for it could be read as "no port" as well as "every port".
-fn ports(raw: &List<String>) -> Found<Vec<Port>> {
+fn ports(key: &'static str, example: &'static str, raw: &List<String>) -> Found<Vec<Port>> {
     if raw.items.is_empty() {
-        let example = "ports = [\"tcp/443\"], or leave it out to allow every port";
-        return Err((raw.at, JailFault::Empty { key: "ports", example }));
+        return Err((raw.at, JailFault::Empty { key, example }));
     }
     let mut ports = Vec::with_capacity(raw.items.len());
-    for (at, port) in each(&raw.items, port)? {
+    for (at, port) in each(&raw.items, |text| text.parse::<Port>().map_err(JailFault::Port))? {
         if ports.contains(&port) {
-            return Err((at, JailFault::PortTwice(format!("{}/{}", port.protocol.as_str(), port.number))));
+            return Err((at, JailFault::PortTwice(port)));
         }
         ports.push(port);
     }
     Ok(ports)
 }
 
-fn port(text: &str) -> Result<Port, JailFault> {
-    let bad = || JailFault::NotAPort(shorten(text));
-    let (protocol, number) = text.split_once('/').ok_or_else(bad)?;
-    let protocol = match protocol {
-        "tcp" => Transport::Tcp,
-        "udp" => Transport::Udp,
-        _ => return Err(bad()),
-    };
-    // `parse` alone would take "+443".
-    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(bad());
+fn dns(raw: &OneOrMany, subnets: &[IpNet]) -> Found<Dns> {
+    match raw.items.as_slice() {
+        [] => return Err((raw.at, JailFault::Empty { key: "dns", example: DNS_EXAMPLE })),
+        [word] if word.get_ref() == "engine" => return Ok(Dns::Engine),
+        [word] if word.get_ref() == "block" => return Ok(Dns::Block),
+        _ => {}
     }
-    match number.parse() {
-        Ok(0) | Err(_) => Err(bad()),
-        Ok(number) => Ok(Port { protocol, number }),
+    let mut servers = Vec::with_capacity(raw.items.len());
+    for (at, server) in each(&raw.items, |text| dns_server(text, subnets))? {
+        if servers.contains(&server) {
+            return Err((at, JailFault::DnsTwice(server)));
+        }
+        servers.push(server);
+    }
+    Ok(Dns::Servers(servers))
+}
+
+fn dns_server(text: &str, subnets: &[IpNet]) -> Result<IpAddr, JailFault> {
+    if matches!(text, "engine" | "block") {
+        return Err(JailFault::DnsWordInList(text.to_owned()));
+    }
+    let server: IpAddr = text.parse().map_err(|_| JailFault::NotADnsServer(shorten(text)))?;
+    let host = IpNet::from(server);
+    // Link-local ones would need an interface, and are asked past any exit.
+    let unsuitable = UNSUITABLE.iter().find(|(special, ..)| special.contains(&host));
+    if let Some(&(_, what, _)) = unsuitable {
+        return Err(JailFault::DnsUnsuitable { server, what });
+    }
+    if server == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Err(JailFault::DnsUnsuitable { server, what: "the broadcast address" });
+    }
+    match subnets.iter().find(|subnet| subnet.contains(&server)) {
+        Some(&subnet) => Err(JailFault::DnsInside { server, subnet }),
+        None => Ok(server),
+    }
+}
+
+fn forwards(raw: List<RawForward>, subnets: &[IpNet]) -> Found<Vec<Forward>> {
+    if raw.items.is_empty() {
+        return Err((raw.at, JailFault::Empty { key: "forward", example: FORWARD_EXAMPLE }));
+    }
+    let mut forwards: Vec<Forward> = Vec::with_capacity(raw.items.len());
+    for item in raw.items {
+        let at = item.span().start;
+        let forward = match item.into_inner() {
+            TextOr::Text(text) => text.parse().map_err(|error| (at, JailFault::Port(error)))?,
+            TextOr::Table(table) => {
+                let port = &table.port;
+                let forward: Forward =
+                    port.get_ref().parse().map_err(|error| (port.span().start, JailFault::Port(error)))?;
+                let to = forward_target(table.to.get_ref(), subnets).map_err(|fault| (table.to.span().start, fault))?;
+                Forward { to: Some(to), ..forward }
+            }
+        };
+        if forwards.iter().any(|other| other.port == forward.port) {
+            return Err((at, JailFault::PortTwice(forward.port)));
+        }
+        forwards.push(forward);
+    }
+    Ok(forwards)
+}
+
+fn forward_target(text: &str, subnets: &[IpNet]) -> Result<IpAddr, JailFault> {
+    let to: IpAddr = text.parse().map_err(|_| JailFault::NotAMember(shorten(text)))?;
+    match subnets.iter().any(|subnet| subnet.contains(&to)) {
+        true => Ok(to),
+        false => Err(JailFault::ForwardOutside(to)),
+    }
+}
+
+fn foreign_routes_are_somewhere(at: usize, has_table: bool, has_gateway: bool) -> Found<()> {
+    match (has_table, has_gateway) {
+        (false, _) => Err((at, JailFault::ForeignWithoutTable)),
+        (true, true) => Err((at, JailFault::ForeignWithGateway)),
+        (true, false) => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@ use proptest::sample::select;
 
 use super::jail::SHORTEST_PREFIX;
 use super::*;
+use crate::model::policy::{Dns, Routes};
 
 /// The promises of [`Jail`]'s documentation, said again without the code that checks them.
 fn assert_valid(config: &Config) {
@@ -24,13 +25,22 @@ fn assert_valid(config: &Config) {
         for (index, exit) in jail.exits.iter().enumerate() {
             assert!(jail.bridge.as_ref() != Some(exit) && !jail.exits[..index].contains(exit), "{jail:?}");
         }
-        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv4()).count() <= 1);
-        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv6()).count() <= 1);
+        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv4()).count() <= jail.exits.len());
+        assert!(jail.gateways.iter().filter(|gateway| gateway.is_ipv6()).count() <= jail.exits.len());
         for allow in &jail.allow {
             assert!(allow.net.prefix_len() >= SHORTEST_PREFIX && allow.net.trunc() == allow.net, "{}", allow.net);
             assert!(allow.ports.iter().all(|port| port.number != 0));
         }
         assert!(!matches!(jail.table, Some(0 | 253..=255)));
+        assert!(jail.routes == Routes::Own || (jail.table.is_some() && jail.gateways.is_empty()), "{jail:?}");
+        if let Dns::Servers(servers) = &jail.dns {
+            assert!(!servers.is_empty() && !servers.iter().any(|server| jail.holds(*server)), "{jail:?}");
+        }
+        for (index, forward) in jail.forward.iter().enumerate() {
+            assert!(forward.port.number != 0 && forward.to_port != 0);
+            assert!(jail.forward[..index].iter().all(|other| other.port != forward.port), "{jail:?}");
+            assert!(forward.to.is_none_or(|to| jail.holds(to)), "{jail:?}");
+        }
         for other in &config.jails[..index] {
             assert_ne!(jail.name, other.name);
             assert!(jail.bridge.is_none() || jail.bridge != other.bridge);
@@ -79,6 +89,11 @@ fn line() -> impl Strategy<Value = String> {
         ),
         (-1..300_i64).prop_map(|table| format!("table = {table}")),
         any::<bool>().prop_map(|only| format!("enrolled_only = {only}")),
+        prop::collection::vec(select(vec!["192.0.2.53", "2001:db8::53", "10.0.0.53", "engine", "127.0.0.1"]), 0..3)
+            .prop_map(|servers| format!("dns = {servers:?}")),
+        prop::collection::vec(select(vec!["tcp/1", "udp/1", "tcp/1:2", "tcp/0"]), 0..3)
+            .prop_map(|ports| format!("forward = {ports:?}")),
+        select(vec!["own", "foreign"]).prop_map(|whose| format!("routes = {whose:?}")),
     ]
 }
 
@@ -116,10 +131,12 @@ proptest! {
     }
 
     #[test]
-    fn any_string_in_any_place(value in any::<String>(), place in 0..8_usize) {
+    fn any_string_in_any_place(value in any::<String>(), place in 0..12_usize) {
         let value = toml::Value::String(value).to_string();
-        let line = ["subnets", "exit", "gateway", "allow", "bridge", "table", "enrolled_only", "x"][place];
-        let list = if place == 0 || place == 3 { format!("[{value}]") } else { value.clone() };
+        let lists = ["subnets", "allow", "host", "forward"];
+        let plain = ["exit", "gateway", "dns", "bridge", "table", "routes", "enrolled_only", "x"];
+        let line = *lists.iter().chain(&plain).nth(place).unwrap();
+        let list = if lists.contains(&line) { format!("[{value}]") } else { value.clone() };
         assert_sound(&parse(&format!("[jail.vpn]\n{line} = {list}\n")));
         assert_sound(&parse(&format!("[jail.{value}]\n{value} = 1\n")));
     }

@@ -6,16 +6,14 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{
-    self, Deserialize, Deserializer, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
-};
+use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::At;
 use super::error::{Fault, JailFault, one_line};
 use crate::model::names::{JailName, shorten};
-use crate::model::policy::Direction;
+use crate::model::policy::{Direction, Routes};
 
 /// What may stand under `[jail.NAME]`.
 #[derive(Debug, serde::Deserialize)]
@@ -25,10 +23,12 @@ pub(super) struct RawJail {
     pub exit: Option<OneOrMany>,
     pub gateway: Option<OneOrMany>,
     pub allow: Option<List<RawAllow>>,
-    pub dns: Option<Spanned<IgnoredAny>>,
-    pub host: Option<Spanned<IgnoredAny>>,
+    pub dns: Option<OneOrMany>,
+    pub host: Option<List<String>>,
+    pub forward: Option<List<RawForward>>,
     pub bridge: Option<Spanned<String>>,
     pub table: Option<Spanned<TableNumber>>,
+    pub routes: Option<Spanned<Routes>>,
     #[serde(default)]
     pub enrolled_only: bool,
 }
@@ -49,12 +49,23 @@ pub(super) struct RawFile {
     pub runtime: Option<Spanned<String>>,
 }
 
-/// An entry of `allow`: `"192.0.2.0/24"` or `{ net = "192.0.2.0/24", … }`.
+/// An entry of a list that is one word or says more in a table.
 #[derive(Debug)]
-pub(super) enum RawAllow {
-    Net(String),
-    Table(RawAllowTable),
+pub(super) enum TextOr<T> {
+    Text(String),
+    Table(T),
 }
+
+/// What such an entry looks like, for a message.
+pub(super) trait Entry {
+    const EXPECTED: &'static str;
+}
+
+/// An entry of `allow`: `"192.0.2.0/24"` or `{ net = "192.0.2.0/24", … }`.
+pub(super) type RawAllow = TextOr<RawAllowTable>;
+
+/// An entry of `forward`: `"tcp/443"` or `{ port = "tcp/443", to = "172.18.0.2" }`.
+pub(super) type RawForward = TextOr<RawForwardTable>;
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +74,23 @@ pub(super) struct RawAllowTable {
     pub ports: Option<List<String>>,
     #[serde(default)]
     pub direction: Direction,
+}
+
+impl Entry for RawAllowTable {
+    const EXPECTED: &'static str =
+        "a net such as \"192.0.2.0/24\" or a table such as { net = \"192.0.2.5\", ports = [\"tcp/443\"] }";
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawForwardTable {
+    pub port: Spanned<String>,
+    pub to: Spanned<String>,
+}
+
+impl Entry for RawForwardTable {
+    const EXPECTED: &'static str =
+        "a port such as \"tcp/8443:443\" or a table such as { port = \"tcp/443\", to = \"172.18.0.2\" }";
 }
 
 /// A list, and where it begins. With `ALONE`, a single value without brackets is a list of one.
@@ -195,27 +223,27 @@ impl<'de, T: Deserialize<'de>, const ALONE: bool> Visitor<'de> for ItemsVisitor<
     }
 }
 
-impl<'de> Deserialize<'de> for RawAllow {
+impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for TextOr<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AllowVisitor)
+        deserializer.deserialize_any(TextOrVisitor(PhantomData))
     }
 }
 
-struct AllowVisitor;
+struct TextOrVisitor<T>(PhantomData<T>);
 
-impl<'de> Visitor<'de> for AllowVisitor {
-    type Value = RawAllow;
+impl<'de, T: Deserialize<'de> + Entry> Visitor<'de> for TextOrVisitor<T> {
+    type Value = TextOr<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a net such as \"192.0.2.0/24\" or a table such as { net = \"192.0.2.5\", ports = [\"tcp/443\"] }")
+        f.write_str(T::EXPECTED)
     }
 
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<RawAllow, E> {
-        Ok(RawAllow::Net(value.to_owned()))
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<TextOr<T>, E> {
+        Ok(TextOr::Text(value.to_owned()))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawAllow, A::Error> {
-        RawAllowTable::deserialize(MapAccessDeserializer::new(map)).map(RawAllow::Table)
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TextOr<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(TextOr::Table)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What differs between engines and runtimes.
 
 pub mod install;
+pub mod resolvers;
 pub mod runtime;
 pub mod wiring;
 

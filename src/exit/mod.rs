@@ -3,3 +3,4 @@
 //! An exit is an interface; most need no wiring beyond its being there. What a kind needs beyond that is one file here.
 
 pub mod openvpn;
+pub mod wireguard;

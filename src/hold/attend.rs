@@ -112,7 +112,7 @@ fn attend_one(file: Option<&Path>, id: &ContainerId, process: Process) -> Result
         }
         let worked = begun.elapsed();
         match watch.wait(died.as_fd(), pause)? {
-            Woken::Ended => return its_end(process),
+            Woken::Called => return its_end(process),
             // Only a started container can change its network without an end: it gets a tenth of the time.
             Woken::Changed if round.has_started => std::thread::sleep((worked * 9).min(IDLE_GLANCE)),
             Woken::Changed | Woken::Late => {}

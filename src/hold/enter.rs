@@ -8,20 +8,21 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::late::{MAY_HAVE_LIED, Newcomer};
 use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
 use super::sight::Sight;
-use super::{Kernel, late, wall};
+use super::{Kernel, forward, late, wall, way};
 use crate::config::Config;
 use crate::kernel::KernelError;
 use crate::kernel::nfnetlink::Nfnl;
 use crate::kernel::nftables;
 use crate::kernel::process::Process;
+use crate::model;
 use crate::model::admit::{self, Confirmed, Refusal};
-use crate::model::desired;
-use crate::model::facts::{FibAnswer, Fingerprint, NetnsId};
+use crate::model::desired::{self, Steering};
+use crate::model::facts::{Fingerprint, NetnsId};
 use crate::model::names::{ContainerId, JailName};
-use crate::model::objects::{Element, TableId};
+use crate::model::objects::{ENGINES_RESOLVER, Element, TableId};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
-use crate::model::verify::{self, Mismatch};
+use crate::model::verify::Mismatch;
 use crate::oci::Created;
 use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store, Verdict};
 
@@ -56,7 +57,7 @@ pub fn enter(config: &Config, file: Option<&Path>, created: &Created, named: Opt
     match candidate {
         Candidate::Now { jail, mut sight } => {
             let held_before = is_held(&store, jail, sight.netns.id, id)?;
-            let result = hold_this_one(&mut host, &store, jail, &mut sight, id);
+            let result = hold_this_one(&mut host, &store, config, jail, &mut sight, created);
             match result {
                 // A second call for a container that is held already: what the first one did goes on holding it.
                 Err(error) if held_before => Err(error),
@@ -72,7 +73,8 @@ pub fn enter(config: &Config, file: Option<&Path>, created: &Created, named: Opt
         }
         Candidate::Late { jail, sight } => {
             its_last_run_is_over(&mut host, &store, &sight, jail, id)?;
-            late::wait_for_its_address(&mut host, store, Newcomer { config, file, jail, id, sight })?;
+            let forwards = created.forwards.clone();
+            late::wait_for_its_address(&mut host, store, Newcomer { config, file, jail, id, forwards, sight })?;
             Ok(Outcome::Late)
         }
     }
@@ -98,8 +100,15 @@ pub fn plan_to_enter(config: &Config, created: &Created, named: Option<&JailName
     if let (Candidate::Now { jail, .. }, Some(survey)) = (&candidate, surveys.first()) {
         let interfaces = sight.confirm(&mut host, jail, survey.bridge.as_ref())?;
         let desired = desired::member(&jail.name, &interfaces);
-        steps.push(Change::AddElements([desired.guard, desired.membership].concat()));
-        steps.push(Change::OpenLock(desired.lock));
+        let (resolver, steering) = desired::resolver(&jail.dns, &interfaces);
+        let newcomer = newcomer(created, sight);
+        let before = store.member(&jail.name, sight.netns.id)?;
+        let member = member_with(jail, sight.netns.id, before.as_ref(), interfaces, vec![newcomer]);
+        let lost = forward::taken_from_the_dead(&store, config, &member)?;
+        steps.extend((!lost.is_empty()).then_some(Change::DeleteElements(lost)));
+        steps.push(Change::AddElements([desired.guard, desired.membership, member.forward_elements()].concat()));
+        steps.extend(steering.map(Change::Steer));
+        steps.push(Change::OpenLock([desired.lock, resolver].concat()));
     }
     let mut text = plan::lines(&steps, &sight.netns.path().to_string_lossy());
     if matches!(candidate, Candidate::Late { .. }) {
@@ -150,10 +159,12 @@ fn named_jail<'a>(config: &'a Config, name: &JailName) -> Result<&'a Jail> {
 fn hold_this_one(
     host: &mut Kernel,
     store: &LockedStore,
+    config: &Config,
     jail: &Jail,
     sight: &mut Sight,
-    id: &ContainerId,
+    created: &Created,
 ) -> Result<Vec<IpAddr>> {
+    let id = &created.container.id;
     its_last_run_is_over(host, store, sight, Some(jail), id)?;
     let late = store.late(sight.netns.id)?;
     if let Some(late) = late.as_ref().filter(|late| late.verdict != Verdict::Admitted)
@@ -162,10 +173,10 @@ fn hold_this_one(
         bail!("container {} is in the same network namespace: {MAY_HAVE_LIED}", liar.id);
     }
     nobody_added_an_address(store, jail, sight)?;
-    let mut containers = vec![ContainerRecord { id: id.clone(), process: sight.process }];
+    let mut containers = vec![newcomer(created, sight)];
     let waiting = late.iter().flat_map(|late| &late.containers);
     containers.extend(waiting.filter(|other| other.id != *id && other.process.is_alive()).cloned());
-    let addresses = hold(host, store, jail, sight, containers, None)?;
+    let addresses = hold(host, store, config, jail, sight, Entering { containers, closed: None })?;
     if let Some(late) = late {
         late::is_a_member_now(host, store, &late)?;
     }
@@ -193,16 +204,26 @@ fn nobody_added_an_address(store: &Store, jail: &Jail, sight: &Sight) -> Result<
     }
 }
 
-/// wall -> confirm -> lock closed -> guard and membership -> verify -> lock opened -> record
-///
-/// `closed` is the fingerprint of a lock that was closed for these containers before, and stays as it is.
+/// The container of the hook, as it will be recorded.
+fn newcomer(created: &Created, sight: &Sight) -> ContainerRecord {
+    ContainerRecord { id: created.container.id.clone(), process: sight.process, forwards: created.forwards.clone() }
+}
+
+/// Containers that enter one namespace together.
+pub(super) struct Entering {
+    pub containers: Vec<ContainerRecord>,
+    /// The fingerprint of a lock that was closed for them before, and stays as it is.
+    pub closed: Option<Fingerprint>,
+}
+
+/// wall -> confirm -> lock closed -> guard, membership, ports of the exit -> verify -> lock opened -> record
 pub(super) fn hold(
     host: &mut Kernel,
     store: &LockedStore,
+    config: &Config,
     jail: &Jail,
     sight: &mut Sight,
-    entering: Vec<ContainerRecord>,
-    closed: Option<Fingerprint>,
+    entering: Entering,
 ) -> Result<Vec<IpAddr>> {
     let netns = sight.netns.id;
     no_other_jail_holds_it(store, jail, netns)?;
@@ -212,38 +233,43 @@ pub(super) fn hold(
     let inside = &mut sight.inside;
 
     let before = store.member(&jail.name, netns)?;
-    let recorded = before.iter().flat_map(|member| &member.containers).cloned();
-    let (mut containers, dead): (Vec<_>, Vec<_>) = recorded.partition(|container| container.process.is_alive());
+    let recorded = before.iter().flat_map(|member| &member.containers);
+    let (living, dead): (Vec<_>, Vec<_>) = recorded.cloned().partition(|container| container.process.is_alive());
+    let mut member = member_with(jail, netns, before.as_ref(), interfaces, entering.containers);
     // A lock that stands as it was made stays: closing it again would cut the traffic of the pod's other containers.
     // With nobody alive behind it, it is closed anew: the record may be of a dead namespace whose number this one got.
-    let open = before.as_ref().and_then(|member| member.lock).filter(|_| !containers.is_empty());
-    let made = open.or(closed);
-    containers.retain(|container| entering.iter().all(|new| new.id != container.id));
-    containers.extend(entering);
-    let mut member = MemberRecord {
-        jail: jail.name.clone(),
-        netns,
-        state: MemberState::Entering,
-        containers,
-        interfaces,
-        lock: made,
-    };
+    let open = before.as_ref().and_then(|member| member.lock).filter(|_| !living.is_empty());
+    let made = open.or(entering.closed);
+    member.lock = made;
+    forward::take(host, store, config, &member)?;
+
+    let gained = forward::gained(store, before.as_ref(), &member);
 
     close_lock(&mut inside.nfnl, member.lock)?;
     if let Some(before) = &before {
         leave_what_is_no_longer_its(host, &mut inside.nfnl, store, before, &desired)?;
+        forward::give_up(host, store, before, &member)?;
         store.release(before, &dead, &[])?;
+        store.release_forwards(before, &forward::given_up(before, &member))?;
     }
     // On record before the first element, so that a crash in between leaves something to sweep.
     store.put_member(&member, &desired.membership)?;
-    let on_the_host = [desired.guard, desired.membership].concat();
+    let on_the_host = [desired.guard, desired.membership, member.forward_elements()].concat();
     nftables::add_elements(&mut host.nfnl, &on_the_host)?;
     if let Some(missing) = nftables::first_missing(&mut host.nfnl, &on_the_host)? {
         bail!(Mismatch::ElementMissing(missing.clone()));
     }
-    the_kernel_sends_it_by_the_exit(host, jail, &survey, &member.interfaces)?;
+    let sources = member.interfaces.iter().flat_map(|interface| interface.addresses.clone());
+    way::leads_by_the_exits(host, jail, &survey, sources.collect())?;
+    forward::callers_begin_anew(host, &survey.exits(), &gained);
 
-    let opened = open_lock(&mut inside.nfnl, made, &desired.lock).and_then(|lock| {
+    let (resolver, steering) = desired::resolver(&jail.dns, &member.interfaces);
+    let steered = match steering {
+        Some(steering) => steer(inside, steering, open.is_some()),
+        None => Ok(()),
+    };
+    let opened = steered.and_then(|()| open_lock(&mut inside.nfnl, made, &[desired.lock, resolver].concat()));
+    let opened = opened.and_then(|lock| {
         member.lock = Some(lock);
         member.state = MemberState::Held;
         Ok(store.update_member(&member)?)
@@ -257,6 +283,38 @@ pub(super) fn hold(
         return Err(error);
     }
     Ok(member.interfaces.into_iter().flat_map(|interface| interface.addresses).collect())
+}
+
+/// The member that a namespace is with `entering` in it, among the containers of `before` that live.
+fn member_with(
+    jail: &Jail,
+    netns: NetnsId,
+    before: Option<&MemberRecord>,
+    interfaces: Vec<Confirmed>,
+    entering: Vec<ContainerRecord>,
+) -> MemberRecord {
+    let recorded = before.iter().flat_map(|member| &member.containers);
+    let (again, mut containers): (Vec<_>, Vec<_>) = recorded
+        .filter(|container| container.process.is_alive())
+        .cloned()
+        .partition(|container| entering.iter().any(|new| new.id == container.id));
+    containers.extend(entering);
+    for container in &mut containers {
+        // The same process as before: what was given to it, or taken from it, since it entered stays so.
+        if let Some(known) = again.iter().find(|known| (&known.id, known.process) == (&container.id, container.process))
+        {
+            container.forwards.clone_from(&known.forwards);
+        }
+    }
+    MemberRecord {
+        jail: jail.name.clone(),
+        netns,
+        state: MemberState::Entering,
+        configured: model::forward::configured(jail, &interfaces),
+        containers,
+        interfaces,
+        lock: None,
+    }
 }
 
 fn no_other_jail_holds_it(store: &Store, jail: &Jail, netns: NetnsId) -> Result<()> {
@@ -311,6 +369,16 @@ fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), Kernel
     }
 }
 
+/// Leads questions to the engine's resolver elsewhere. With siblings behind the lock, what leads theirs stays: anew, it
+/// would lose those under way.
+fn steer(inside: &mut Kernel, steering: Steering, has_siblings: bool) -> Result<()> {
+    if has_siblings && nftables::fingerprint(&mut inside.nfnl, &TableId::steering())?.is_some() {
+        return Ok(());
+    }
+    inside.rtnl.loop_back_as(ENGINES_RESOLVER, steering.source)?;
+    Ok(nftables::steer(&mut inside.nfnl, steering.server)?)
+}
+
 /// Lets the confirmed addresses emit, and reads the lock back: its elements and, when it was `made` before, the rest.
 fn open_lock(inside: &mut Nfnl, made: Option<Fingerprint>, elements: &[Element]) -> Result<Fingerprint> {
     nftables::add_elements(inside, elements)?;
@@ -341,47 +409,6 @@ fn leave_what_is_no_longer_its(
     nftables::delete_elements(&mut host.nfnl, &[old.guard, membership].concat())?;
     nftables::delete_elements(inside, &old.lock)?;
     Ok(store.release(before, &[], &old.membership)?)
-}
-
-/// Addresses that no packet is sent to: RFC 5737, RFC 3849. Where a host has one of them itself, the next one is asked.
-const SOMEWHERE: [&str; 6] =
-    ["198.51.100.1", "203.0.113.1", "192.0.2.1", "2001:db8::1", "2001:db8:ffff::1", "2001:db8:ffff:ffff::1"];
-
-/// Asks the FIB itself, with the member's source and the bridge as the interface it came in by.
-fn the_kernel_sends_it_by_the_exit(
-    host: &mut Kernel,
-    jail: &Jail,
-    survey: &wall::Survey,
-    interfaces: &[Confirmed],
-) -> Result<()> {
-    let Some(bridge) = &survey.bridge else { bail!("jail {} has no bridge", jail.name) };
-    let exits = survey.exits();
-    let somewhere: Vec<IpAddr> = SOMEWHERE
-        .iter()
-        .filter_map(|address| address.parse().ok())
-        .filter(|address| !jail.holds(*address) && !jail.allow.iter().any(|allow| allow.net.contains(address)))
-        .collect();
-    let mut unasked: Vec<IpAddr> = interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect();
-    // Where the first address is the host's own, the next one is asked.
-    for attempt in 0..somewhere.len() {
-        let pairs: Vec<(IpAddr, IpAddr)> = unasked
-            .iter()
-            .filter_map(|source| {
-                let same_family = |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
-                Some((*source, *somewhere.iter().filter(same_family).nth(attempt)?))
-            })
-            .collect();
-        for ((source, destination), answer) in pairs.iter().zip(host.rtnl.ways(&pairs, bridge.index)?) {
-            verify::way(*source, *destination, &answer, &exits)?;
-            if answer != FibAnswer::Local {
-                unasked.retain(|address| address != source);
-            }
-        }
-        if unasked.is_empty() {
-            return Ok(());
-        }
-    }
-    bail!("the way of {} could not be asked: every documentation address is the host's own or allowed", unasked[0]);
 }
 
 fn is_held(store: &Store, jail: &Jail, netns: NetnsId, id: &ContainerId) -> Result<bool> {

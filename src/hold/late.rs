@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::enter::{held_by, hold};
+use super::enter::{Entering, held_by, hold};
 use super::leave::{forget_late, remove, shut_elements, walls_go_with_their_last_members};
 use super::sight::Sight;
 use super::{Kernel, attend, wall};
@@ -22,7 +22,7 @@ use crate::kernel::nftables;
 use crate::model::admit::{self, Refusal};
 use crate::model::names::ContainerId;
 use crate::model::objects::TableId;
-use crate::model::policy::Jail;
+use crate::model::policy::{Forward, Jail};
 use crate::store::{ContainerRecord, LateRecord, LockedStore, RaisedBy, Store, Verdict};
 
 /// How long `start` waits for an address on an interface that is there. Engines give it before they say `start`.
@@ -44,6 +44,8 @@ pub(super) struct Newcomer<'a> {
     /// The jail that was named.
     pub jail: Option<&'a Jail>,
     pub id: &'a ContainerId,
+    /// The ports of the exit that it asks for.
+    pub forwards: Vec<Forward>,
     pub sight: Sight,
 }
 
@@ -62,12 +64,12 @@ pub(super) fn wait_for_its_address(host: &mut Kernel, store: LockedStore, mut ne
 }
 
 fn close_and_wait(host: &mut Kernel, store: &LockedStore, newcomer: &mut Newcomer) -> Result<()> {
-    let Newcomer { config, file, jail, id, ref mut sight } = *newcomer;
+    let Newcomer { config, file, jail, id, ref forwards, ref mut sight } = *newcomer;
     nobody_else_holds_it(store, jail, sight)?;
     for jail in walls_for(config, jail) {
         wall::ensure(host, store, jail, RaisedBy::Hook)?;
     }
-    let container = ContainerRecord { id: id.clone(), process: sight.process };
+    let container = ContainerRecord { id: id.clone(), process: sight.process, forwards: forwards.clone() };
     let executes = sight.process.executable().context("looking at what the container's process executes")?;
     let mut late = match store.late(sight.netns.id)?.filter(LateRecord::is_alive) {
         Some(mut late) => {
@@ -164,7 +166,7 @@ pub(super) fn judge(
     };
     let containers = late.containers.iter().filter(|container| container.process.is_alive()).cloned().collect();
     late.jail = Some(jail.name.clone());
-    match hold(host, store, jail, sight, containers, Some(late.lock)) {
+    match hold(host, store, config, jail, sight, Entering { containers, closed: Some(late.lock) }) {
         Ok(_) => {
             open_its_ports(host, store, &mut late, &[])?;
             late.verdict = Verdict::Admitted;

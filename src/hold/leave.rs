@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::{Kernel, wall};
+use super::{Kernel, forward, wall};
 use crate::kernel::nftables;
 use crate::model::desired;
 use crate::model::names::{ContainerId, JailName};
@@ -57,13 +57,18 @@ pub fn plan_to_leave(id: &ContainerId) -> Result<String> {
     if member.containers.len() > 1 {
         return Ok(format!("# other containers share the network namespace of {id}: nothing to do but forget it\n"));
     }
-    let desired = desired::member(&member.jail, &member.interfaces);
-    let mut steps = vec![Change::DeleteElements([desired.guard, desired.membership].concat())];
+    let mut steps = vec![Change::DeleteElements(elements_of(&store, &member))];
     let raised_by_hook = store.wall(&member.jail)?.is_some_and(|wall| wall.raised_by == RaisedBy::Hook);
     if raised_by_hook && store.members(&member.jail)?.len() == 1 {
         steps.extend(wall::plan_to_take_down(&mut Kernel::open()?, &store, &member.jail, None)?);
     }
     Ok(plan::lines(&steps, ""))
+}
+
+/// All that the host holds for a member.
+fn elements_of(store: &Store, member: &MemberRecord) -> Vec<Element> {
+    let desired = desired::member(&member.jail, &member.interfaces);
+    [desired.guard, desired.membership, store.led_to(member)].concat()
 }
 
 /// A restarted container may have a new process before the poststop of its last one comes. A killed one may take a
@@ -91,9 +96,12 @@ pub(super) fn take_off(
     let (gone, rest): (Vec<_>, Vec<_>) = member.containers.iter().cloned().partition(|container| container.id == *id);
     if !rest.is_empty() {
         store.release(&member, &gone, &[])?;
+        let before = member.clone();
         member.containers = rest;
         let desired = desired::member(&member.jail, &member.interfaces);
-        return Ok(store.put_member(&member, &desired.membership)?);
+        forward::give_up(host, store, &before, &member)?;
+        store.put_member(&member, &desired.membership)?;
+        return Ok(store.release_forwards(&before, &forward::given_up(&before, &member))?);
     }
     remove(host, store, &member)?;
     wall_goes_with_its_last_member(host, store, &member.jail)
@@ -137,6 +145,7 @@ pub(super) fn remove(host: &mut Kernel, store: &LockedStore, member: &MemberReco
     let desired = desired::member(&member.jail, &member.interfaces);
     let mut elements = desired.guard;
     elements.extend(store.still_claimed(member, &desired.membership));
+    elements.extend(store.led_to(member));
     nftables::delete_elements(&mut host.nfnl, &elements)?;
     Ok(store.remove_member(member, &desired.membership)?)
 }
@@ -221,8 +230,7 @@ pub fn plan_to_sweep(host: &mut Kernel, store: &Store) -> Result<String> {
     for jail in store.jails()? {
         for member in store.members(&jail)? {
             if !is_alive(host, &member)? {
-                let desired = desired::member(&jail, &member.interfaces);
-                steps.push(Change::DeleteElements([desired.guard, desired.membership].concat()));
+                steps.push(Change::DeleteElements(elements_of(store, &member)));
             }
         }
     }

@@ -4,16 +4,24 @@
 //! the order that keeps every promise at every instruction, and takes it back when a step fails.
 //!
 //! - [`wall`]: a jail's wall, raised, kept standing, taken down
+//! - [`watch`]: keeps all walls standing, event by event
+//! - [`way`]: what the kernel itself says of a member's way out
 //! - [`enter`]: a container, held from before its first instruction
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
+//! - [`endpoint`]: a tunnel's other end, where the tunnel covers it
+//! - [`forward`]: which ports of the exit lead to it meanwhile
 
 pub mod attend;
+pub mod endpoint;
 pub mod enter;
+pub mod forward;
 pub mod late;
 pub mod leave;
 mod sight;
 pub mod wall;
+pub mod watch;
+pub mod way;
 
 use anyhow::Result;
 
@@ -46,7 +54,9 @@ impl Kernel {
             Change::DeleteRule(rule) => self.rtnl.delete_rule(rule)?,
             Change::AddElements(elements) => nftables::add_elements(&mut self.nfnl, elements)?,
             Change::DeleteElements(elements) => nftables::delete_elements(&mut self.nfnl, elements)?,
-            Change::CloseLock | Change::OpenLock(_) => anyhow::bail!("the lock is not on the host"),
+            Change::CloseLock | Change::Steer(_) | Change::OpenLock(_) => {
+                anyhow::bail!("a member's namespace is not the host's")
+            }
         }
         Ok(())
     }

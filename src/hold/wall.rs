@@ -3,22 +3,24 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use anyhow::{Context, Result, anyhow, bail};
+use ipnet::IpNet;
 
-use super::Kernel;
 use super::leave::shut_elements;
+use super::{Kernel, forward, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
-use crate::model::facts::{ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
+use crate::model::facts::{Address, ExitFacts, Fingerprint, Link, Surroundings, Tables, WallFacts};
 use crate::model::names::{IfName, JailName};
-use crate::model::objects::{Element, Route, TableId, Target};
+use crate::model::objects::{Element, Family, RULE_PRIORITY, Route, Rule, TableId, Target};
 use crate::model::plan::{self, Change};
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, Routes};
 use crate::model::verify;
 use crate::rt_tables;
 use crate::store::{LockedStore, RaisedBy, Store, WallRecord};
 
 /// What is known of a jail before anything is changed.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Survey {
     pub record: Option<WallRecord>,
     pub surroundings: Surroundings,
@@ -40,15 +42,36 @@ impl Survey {
     }
 
     /// Nothing was taken from it by others, but its surroundings changed since it was written: an exit or the bridge
-    /// came, and has no route yet. Nothing leaks; something does not pass.
+    /// came and has no route yet, or lost its carrier and has one still; or a rule of others came before the jail's own.
+    /// Nothing leaks; something does not pass.
     pub fn is_behind(&self) -> bool {
-        let is_there = |route: &Route| self.observed.routes.contains(route);
         // A route by a device goes with the device; the others go only when somebody takes them.
-        let may_lack = |route: &Route| matches!(route.target, Target::Dev { .. });
+        let follows = |route: &Route| match &route.target {
+            Target::Dev { name, .. } => self.is_of_the_jail(name),
+            Target::Throw | Target::Unreachable => false,
+            Target::Foreign(_) => self.desired.ways_out == Routes::Foreign,
+        };
+        let (observed, desired) = (&self.observed, &self.desired);
         self.tables_intact
-            && self.observed.rules == self.desired.rules
-            && self.observed.routes.iter().all(|route| self.desired.routes.contains(route))
-            && self.desired.routes.iter().all(|route| is_there(route) || may_lack(route))
+            && has_the_rules_elsewhere(&observed.rules, &desired.rules)
+            && observed.routes.iter().all(|route| desired.routes.contains(route) || follows(route))
+            && desired.routes.iter().all(|route| observed.routes.contains(route) || follows(route))
+    }
+
+    fn is_of_the_jail(&self, interface: &IfName) -> bool {
+        let is_exit = |exit: &ExitFacts| exit.link.name == interface.as_str();
+        self.surroundings.bridge.as_ref() == Some(interface) || self.surroundings.exits.iter().any(is_exit)
+    }
+
+    /// Interfaces that new connections of each family leave by now, IPv4's first. `None`: nothing of tunjail's leads out.
+    pub fn ways_out(&self) -> [Option<&IfName>; 2] {
+        Family::BOTH.map(|family| {
+            let defaults = self.observed.routes.iter().filter(|route| route.destination == family.everything());
+            match defaults.min_by_key(|route| route.metric).map(|route| &route.target) {
+                Some(Target::Dev { name, .. }) => Some(name),
+                _ => None,
+            }
+        })
     }
 
     /// Interface indexes that a packet of the jail may leave by.
@@ -57,21 +80,30 @@ impl Survey {
     }
 }
 
+/// The same rules, by whatever preference.
+fn has_the_rules_elsewhere(observed: &[Rule], desired: &[Rule]) -> bool {
+    let is = |a: &Rule, b: &Rule| a.selector == b.selector && a.table == b.table;
+    observed.len() == desired.len() && desired.iter().all(|rule| observed.iter().any(|there| is(there, rule)))
+}
+
 /// Looks at everything that the wall depends on and everything that it is. Changes nothing.
 pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
     let record = store.wall(&jail.name)?;
     let table = table_number(host, store, jail, record.as_ref())?;
     let bridge = find_bridge(host, jail, record.as_ref().and_then(|record| record.bridge.as_ref()))?;
+    let name_of_bridge = match (&jail.bridge, &bridge) {
+        (Some(named), _) => Some(named.clone()),
+        (None, Some(link)) => Some(link.name.parse()?),
+        // Podman removes a bridge with its last container and makes it anew: the wall goes on waiting by name.
+        (None, None) => record.as_ref().and_then(|record| record.bridge.clone()),
+    };
+    let (rules, others) = host.rtnl.all_rules(table, RULE_PRIORITY)?;
     let surroundings = Surroundings {
         exits: look_at_exits(host, jail)?,
-        bridge: match (&jail.bridge, &bridge) {
-            (Some(named), _) => Some(named.clone()),
-            (None, Some(link)) => Some(link.name.parse()?),
-            // Podman removes a bridge with its last container and makes it anew: the wall goes on waiting by name.
-            (None, None) => record.as_ref().and_then(|record| record.bridge.clone()),
-        },
+        first_of_others: conflict::first_to_precede(jail, name_of_bridge.as_ref(), &others),
+        bridge: name_of_bridge,
     };
-    let observed = look(host, &jail.name, table)?;
+    let observed = look_beside(host, &jail.name, table, rules)?;
     let mut desired = desired::wall(jail, table, &surroundings);
     if bridge.is_none() {
         // A bridge that is known by name but not there: rules wait for it by name, routes cannot.
@@ -94,6 +126,12 @@ pub fn plan_to_raise(host: &mut Kernel, store: &Store, jail: &Jail, survey: &Sur
     }
     conflict::with_bridge(jail, survey.surroundings.bridge.as_ref())?;
     conflict::with_host(jail, &host.rtnl.nets()?, survey.surroundings.bridge.as_ref())?;
+    if survey.record.is_none() {
+        // One that stands goes on, whatever its surroundings come to be like.
+        let exits = &survey.surroundings.exits;
+        conflict::with_gateways(jail, exits)?;
+        conflict::with_uplink(jail, exits, &host.rtnl.default_interfaces()?)?;
+    }
     let script = match survey.tables_intact {
         true => None,
         false => Some(survey.desired.ruleset.script(&elements_of_members(store, jail)?)),
@@ -115,7 +153,7 @@ pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy)
         return Ok(survey);
     }
     let is_new = survey.record.is_none() && !store.has_members(&jail.name)?;
-    raise(host, store, jail, survey, raised_by).map_err(|error| match is_new {
+    raise(host, store, jail, survey, raised_by).map(|(survey, _)| survey).map_err(|error| match is_new {
         // Half a wall that nobody is behind is nobody's gain; half a wall with members stays and holds what it holds.
         true => match take_down(host, store, &jail.name, Some(jail)) {
             Ok(_) => error,
@@ -125,7 +163,23 @@ pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy)
     })
 }
 
-fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, raised_by: RaisedBy) -> Result<Survey> {
+/// Brings a wall that somebody raised up to date; one that nobody raised stays down. Returns the steps that it took.
+pub fn follow(host: &mut Kernel, store: &LockedStore, jail: &Jail) -> Result<Vec<Change>> {
+    let survey = survey(host, store, jail)?;
+    let Some(raised_by) = survey.record.as_ref().map(|record| record.raised_by) else { return Ok(Vec::new()) };
+    if survey.stands() {
+        return Ok(Vec::new());
+    }
+    raise(host, store, jail, survey, raised_by).map(|(_, steps)| steps)
+}
+
+fn raise(
+    host: &mut Kernel,
+    store: &LockedStore,
+    jail: &Jail,
+    survey: Survey,
+    raised_by: RaisedBy,
+) -> Result<(Survey, Vec<Change>)> {
     let table = survey.desired.table;
     let steps = plan_to_raise(host, store, jail, &survey)?;
     // On record before the first step, so that a crash in between leaves something to take down.
@@ -146,6 +200,9 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
     for step in &steps {
         host.apply(step)?;
     }
+    if !survey.tables_intact {
+        forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
+    }
     let observed = look(host, &jail.name, table)?;
     record.loaded = match survey.tables_intact {
         true => record.loaded,
@@ -153,8 +210,9 @@ fn raise(host: &mut Kernel, store: &LockedStore, jail: &Jail, survey: Survey, ra
     };
     verify::wall(&observed, &survey.desired, record.loaded)
         .with_context(|| format!("the wall of jail {} does not hold what was written", jail.name))?;
+    way::others_lead_to_the_exits(host, jail, &survey)?;
     store.put_wall(&record)?;
-    Ok(Survey { record: Some(record), observed, tables_intact: true, ..survey })
+    Ok((Survey { record: Some(record), observed, tables_intact: true, ..survey }, steps))
 }
 
 /// What `take_down` would do.
@@ -206,13 +264,14 @@ fn elements_of_members(store: &Store, jail: &Jail) -> Result<Vec<Element>> {
         let desired = desired::member(&jail.name, &member.interfaces);
         elements.extend(desired.guard);
         elements.extend(desired.membership);
+        elements.extend(store.led_to(&member));
     }
     for late in store.lates()? {
         elements.extend(shut_elements(&late).into_iter().filter(|element| is_of(element, &jail.name)));
     }
     // Two records may claim one address; a set holds it once.
     elements.sort();
-    elements.dedup();
+    elements.dedup_by(|a, b| (&a.table, a.set, &a.key) == (&b.table, b.set, &b.key));
     Ok(elements)
 }
 
@@ -221,11 +280,12 @@ fn is_of(element: &Element, jail: &JailName) -> bool {
 }
 
 fn look(host: &mut Kernel, jail: &JailName, table: u32) -> Result<WallFacts> {
-    Ok(WallFacts {
-        rules: host.rtnl.rules(table)?,
-        routes: host.rtnl.routes(table)?,
-        tables: look_at_tables(host, jail)?,
-    })
+    let rules = host.rtnl.rules(table)?;
+    look_beside(host, jail, table, rules)
+}
+
+fn look_beside(host: &mut Kernel, jail: &JailName, table: u32, rules: Vec<Rule>) -> Result<WallFacts> {
+    Ok(WallFacts { rules, routes: host.rtnl.routes(table)?, tables: look_at_tables(host, jail)? })
 }
 
 fn look_at_tables(host: &mut Kernel, jail: &JailName) -> Result<Tables> {
@@ -240,7 +300,9 @@ fn look_at_exits(host: &mut Kernel, jail: &Jail) -> Result<Vec<ExitFacts>> {
     for name in &jail.exits {
         let Some(link) = host.rtnl.link_by_name(name)? else { continue };
         let addresses = host.rtnl.sources(link.index)?;
+        let net = |address: &Address| IpNet::new(address.peer, address.prefix_len).ok();
         exits.push(ExitFacts {
+            nets: addresses.iter().filter(|address| !address.is_link_local()).filter_map(net).collect(),
             v4: addresses.iter().any(|address| address.address.is_ipv4()),
             v6: addresses.iter().any(|address| address.address.is_ipv6() && !address.is_link_local()),
             link,

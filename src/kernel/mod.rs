@@ -5,15 +5,18 @@
 //! - [`rtnetlink`]: links, addresses, rules, routes, and the FIB's own answer
 //! - [`nfnetlink`]: nf_tables' tongue: one batch, one transaction
 //! - [`nftables`]: fingerprints, set elements, the lock; and `nft` for the wall
+//! - [`conntrack`]: what is remembered of where packets went, forgotten
 //! - [`process`]: whether a pid is still the process it was
-//! - [`watch`]: waiting for a network namespace to change
+//! - [`watch`], [`signals`]: waiting for a network namespace to change, and for what a service is told
 
+pub mod conntrack;
 pub mod netlink;
 pub mod netns;
 pub mod nfnetlink;
 pub mod nftables;
 pub mod process;
 pub mod rtnetlink;
+pub mod signals;
 pub mod watch;
 
 use std::io;

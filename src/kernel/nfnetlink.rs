@@ -5,7 +5,7 @@
 //! in a hook that has 2.
 
 use netlink_packet_core::{
-    DecodeError, Emitable, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkPayload,
+    DecodeError, Emitable, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -129,4 +129,14 @@ fn framed(family: TableFamily, message: NfTablesMessage) -> NetfilterMessage {
         TableFamily::Bridge => NetfilterProtoFamily::Bridge,
     };
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+/// The values of the attributes of this kind.
+pub(super) fn values(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
+    NlasIterator::new(attributes).flatten().filter(move |attribute| attribute.kind() == kind).map(|attribute| {
+        // `value()` borrows from the attribute; its buffer outlives that.
+        const HEADER_LEN: usize = 4;
+        let end = HEADER_LEN + attribute.value_length();
+        attribute.into_inner().get(HEADER_LEN..end).unwrap_or_default()
+    })
 }

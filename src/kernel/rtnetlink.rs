@@ -1,11 +1,14 @@
 //! Links, addresses, rules and routes, over rtnetlink. The socket belongs to the namespace it was opened in.
 
+mod others;
+mod own;
+
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
@@ -21,7 +24,7 @@ use super::KernelError;
 use super::netlink::Connection;
 use crate::model::facts::{Address, FibAnswer, HostNet, Link};
 use crate::model::names::IfName;
-use crate::model::objects::{Family, Mac, PROTOCOL, RULE_PRIORITY, Route, Rule, Selector, Target};
+use crate::model::objects::{Family, Mac, PROTOCOL, Route, Rule, Selector, Target};
 
 /// An rtnetlink connection to the namespace of the thread that opened it.
 pub struct Rtnl {
@@ -153,10 +156,7 @@ impl Rtnl {
     pub fn rules(&mut self, table: u32) -> Result<Vec<Rule>, KernelError> {
         // No family: the kernel lists every family's.
         let answers = self.list("listing ip rules", RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
-        let mut rules: Vec<Rule> = answers.into_iter().filter_map(rule_in).collect();
-        rules.retain(|rule| rule.table == table);
-        rules.sort();
-        Ok(rules)
+        Ok(rules_in(answers, table))
     }
 
     pub fn add_rule(&mut self, rule: &Rule) -> Result<(), KernelError> {
@@ -191,6 +191,28 @@ impl Rtnl {
         }
         routes.sort();
         Ok(routes)
+    }
+
+    /// The interfaces, by index, that default routes of the host's main table leave by.
+    pub fn default_interfaces(&mut self) -> Result<Vec<u32>, KernelError> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let mut message = RouteMessage::default();
+            message.header.address_family = address_family(family);
+            message.attributes.push(RouteAttribute::Table(libc::RT_TABLE_MAIN.into()));
+            for answer in self.list("listing the host's routes", RouteNetlinkMessage::GetRoute(message))? {
+                if let RouteNetlinkMessage::NewRoute(route) = answer
+                    && route.header.destination_prefix_length == 0
+                {
+                    found.extend(route.attributes.iter().flat_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => vec![*index],
+                        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+                        _ => Vec::new(),
+                    }));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn route_from(&mut self, family: Family, message: &RouteMessage) -> Result<Route, KernelError> {
@@ -230,6 +252,27 @@ impl Rtnl {
     pub fn add_route(&mut self, table: u32, route: &Route) -> Result<(), KernelError> {
         let message = RouteNetlinkMessage::NewRoute(self.route_message(table, route)?);
         self.change(&format!("adding route \"{route}\" to table {table}"), message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Has whoever asks `destination`, an address of the loopback interface, do so as `source`, which has to be an
+    /// address of this namespace; the route goes with it.
+    pub fn loop_back_as(&mut self, destination: Ipv4Addr, source: Ipv4Addr) -> Result<(), KernelError> {
+        /// In every network namespace (include/net/flow.h).
+        const LOOPBACK_IFINDEX: u32 = 1;
+        let request = format!("adding route \"local {destination} dev lo src {source}\"");
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message.header.protocol = RouteProtocol::from(PROTOCOL);
+        message.header.scope = RouteScope::Host;
+        message.header.kind = RouteType::Local;
+        message.header.table = libc::RT_TABLE_LOCAL;
+        message.attributes.extend([
+            RouteAttribute::Destination(RouteAddress::Inet(destination)),
+            RouteAttribute::Oif(LOOPBACK_IFINDEX),
+            RouteAttribute::PrefSource(RouteAddress::Inet(source)),
+        ]);
+        self.change(&request, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     pub fn delete_route(&mut self, table: u32, route: &Route) -> Result<(), KernelError> {
@@ -280,7 +323,8 @@ impl Rtnl {
 
     /// Asks the FIB where packets from a source to a destination, come in by interface `iif`, would go.
     pub fn ways(&mut self, pairs: &[(IpAddr, IpAddr)], iif: u32) -> Result<Vec<FibAnswer>, KernelError> {
-        let messages = pairs.iter().map(|(source, destination)| way_message(*source, *destination, iif)).collect();
+        let messages =
+            pairs.iter().map(|(source, destination)| way_message(Some(*source), *destination, Some(iif))).collect();
         let answers = self.connection.ask_each("asking for the members' way", messages)?;
         let mut found = Vec::new();
         for ((source, destination), answer) in pairs.iter().zip(answers) {
@@ -300,15 +344,17 @@ impl Rtnl {
     }
 }
 
-fn way_message(source: IpAddr, destination: IpAddr, iif: u32) -> RouteNetlinkMessage {
+fn way_message(source: Option<IpAddr>, destination: IpAddr, iif: Option<u32>) -> RouteNetlinkMessage {
     let bits = if destination.is_ipv4() { 32 } else { 128 };
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(Family::of(destination));
     message.header.destination_prefix_length = bits;
-    message.header.source_prefix_length = bits;
     message.attributes.push(RouteAttribute::Destination(destination.into()));
-    message.attributes.push(RouteAttribute::Source(source.into()));
-    message.attributes.push(RouteAttribute::Iif(iif));
+    if let Some(source) = source {
+        message.header.source_prefix_length = bits;
+        message.attributes.push(RouteAttribute::Source(source.into()));
+    }
+    message.attributes.extend(iif.map(RouteAttribute::Iif));
     RouteNetlinkMessage::GetRoute(message)
 }
 
@@ -370,6 +416,7 @@ fn link_in(answer: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         mac: None,
         up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp | LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         tunnel: flags.intersects(LinkFlags::Pointopoint | LinkFlags::Noarp),
         peer: None,
@@ -410,13 +457,20 @@ fn address_in(answer: RouteNetlinkMessage) -> Option<Address> {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
-    let address = local.or_else(|| {
-        find(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    Some(Address { index: message.header.index, address, prefix_len: message.header.prefix_len })
+    let peer = find(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or(peer)?;
+    let peer = peer.unwrap_or(address);
+    Some(Address { index: message.header.index, address, peer, prefix_len: message.header.prefix_len })
+}
+
+fn rules_in(answers: Vec<RouteNetlinkMessage>, table: u32) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = answers.into_iter().filter_map(rule_in).collect();
+    rules.retain(|rule| rule.table == table);
+    rules.sort();
+    rules
 }
 
 fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
@@ -438,7 +492,7 @@ fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
             _ => {}
         }
     }
-    if !ours || priority != RULE_PRIORITY || message.header.action != RuleAction::ToTable {
+    if !ours || message.header.action != RuleAction::ToTable {
         return None;
     }
     let selector = match (source, iif) {
@@ -446,7 +500,7 @@ fn rule_in(answer: RouteNetlinkMessage) -> Option<Rule> {
         (None, Some(name)) => Selector::Iif(family, name),
         _ => return None,
     };
-    Some(Rule { selector, table })
+    Some(Rule { selector, table, priority })
 }
 
 fn rule_message(rule: &Rule) -> RuleMessage {
@@ -455,7 +509,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.header.table = u8::try_from(rule.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     message.attributes.push(RuleAttribute::Table(rule.table));
-    message.attributes.push(RuleAttribute::Priority(RULE_PRIORITY));
+    message.attributes.push(RuleAttribute::Priority(rule.priority));
     message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
     match &rule.selector {
         Selector::From(net) => {

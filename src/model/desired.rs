@@ -1,14 +1,15 @@
 //! What the kernel should hold for a jail and its members. Pure: the same input gives the same output, always.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::admit::Confirmed;
 use super::facts::{ExitFacts, Surroundings};
 use super::names::{IfName, JailName};
 use super::objects::{
-    Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, Route, Rule, Selector, Set, TableId, Target,
+    ENGINES_RESOLVER, Element, FIRST_EXIT_METRIC, Family, LAST_METRIC, Part, RULE_PRIORITY, Route, Rule, Selector, Set,
+    TableId, Target,
 };
-use super::policy::Jail;
+use super::policy::{Dns, Jail, Routes};
 use super::ruleset;
 
 /// A jail's wall: both layers, and the guard that its members' elements go into.
@@ -18,6 +19,8 @@ pub struct Wall {
     pub table: u32,
     pub rules: Vec<Rule>,
     pub routes: Vec<Route>,
+    /// Whose ways out its table holds: those of others are nobody's to judge there, or nobody's to be there.
+    pub ways_out: Routes,
     pub ruleset: ruleset::Ruleset,
 }
 
@@ -27,14 +30,26 @@ pub fn wall(jail: &Jail, table: u32, surroundings: &Surroundings) -> Wall {
         table,
         rules: every_packet_of_the_jail_asks_its_table(jail, table, surroundings),
         routes: routes(jail, surroundings),
+        ways_out: jail.routes,
         ruleset: ruleset::of(jail, surroundings.bridge.as_ref()),
     }
 }
 
+/// That of the jail's rules: before any of others that would take its packets.
+pub fn preference(surroundings: &Surroundings) -> u32 {
+    surroundings.first_of_others.map_or(RULE_PRIORITY, |first| first - 1)
+}
+
 fn every_packet_of_the_jail_asks_its_table(jail: &Jail, table: u32, surroundings: &Surroundings) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = jail.subnets.iter().map(|net| Rule { selector: Selector::From(*net), table }).collect();
+    let priority = preference(surroundings);
+    let mut rules: Vec<Rule> =
+        jail.subnets.iter().map(|net| Rule { selector: Selector::From(*net), table, priority }).collect();
     if let Some(bridge) = &surroundings.bridge {
-        rules.extend(Family::BOTH.map(|family| Rule { selector: Selector::Iif(family, bridge.clone()), table }));
+        rules.extend(Family::BOTH.map(|family| Rule {
+            selector: Selector::Iif(family, bridge.clone()),
+            table,
+            priority,
+        }));
     }
     rules.sort();
     rules
@@ -43,8 +58,15 @@ fn every_packet_of_the_jail_asks_its_table(jail: &Jail, table: u32, surroundings
 fn routes(jail: &Jail, surroundings: &Surroundings) -> Vec<Route> {
     let mut routes = members_are_reached_by_the_bridge(jail, surroundings);
     routes.extend(allowed_nets_leave_by_the_hosts_own_route(jail));
-    for (place, exit) in surroundings.exits.iter().enumerate() {
-        routes.extend(everything_else_leaves_by_the_exit(jail, exit, place));
+    match jail.routes {
+        Routes::Own => {
+            routes.extend(
+                Family::BOTH
+                    .into_iter()
+                    .flat_map(|family| everything_else_leaves_by_an_exit(jail, &surroundings.exits, family)),
+            );
+        }
+        Routes::Foreign => {}
     }
     routes.extend(nothing_else_leaves());
     routes.sort();
@@ -74,30 +96,51 @@ fn allowed_nets_leave_by_the_hosts_own_route(jail: &Jail) -> Vec<Route> {
         .collect()
 }
 
-/// One default route for each family that the exit can carry. A further exit of the list is one metric worse, so the
-/// kernel itself falls back to it when the first exit's route goes with its interface.
-fn everything_else_leaves_by_the_exit(jail: &Jail, exit: &ExitFacts, place: usize) -> Vec<Route> {
-    if !exit.link.up {
-        return Vec::new();
-    }
-    let Ok(name) = exit.link.name.parse() else { return Vec::new() };
-    let metric = FIRST_EXIT_METRIC + u32::try_from(place).unwrap_or(u32::MAX - FIRST_EXIT_METRIC - 1);
-    Family::BOTH
-        .into_iter()
-        .filter(|family| match family {
-            Family::V4 => exit.v4,
-            Family::V6 => exit.v6,
+/// One default route for each exit that can carry the family, by its place in the list: when the first exit's route goes
+/// with its interface, the kernel itself falls back to the next one, in that instant.
+///
+/// An interface that is up without a carrier keeps its route, and loses what is sent into it. So it comes after every
+/// exit that has one.
+fn everything_else_leaves_by_an_exit(jail: &Jail, exits: &[ExitFacts], family: Family) -> Vec<Route> {
+    let ways: Vec<(usize, &ExitFacts, Target)> = jail
+        .exits
+        .iter()
+        .enumerate()
+        .filter_map(|(place, name)| {
+            let exit = exits.iter().find(|exit| exit.link.name == name.as_str())?;
+            Some((place, exit, way_out(jail, name, exit, family)?))
         })
-        .filter_map(|family| {
-            let gateway = jail.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family);
-            // Without a next hop, an Ethernet exit would ask by ARP for every address of the internet.
-            (gateway.is_some() || exit.link.tunnel).then(|| Route {
-                destination: family.everything(),
-                target: Target::Dev { name: IfName::clone(&name), gateway },
-                metric,
-            })
+        .collect();
+    let some_have_a_carrier = ways.iter().any(|(_, exit, _)| exit.link.carrier);
+    ways.into_iter()
+        .map(|(place, exit, target)| {
+            let place = match some_have_a_carrier && !exit.link.carrier {
+                true => jail.exits.len() + place,
+                false => place,
+            };
+            let metric = FIRST_EXIT_METRIC + u32::try_from(place).unwrap_or(u32::MAX - FIRST_EXIT_METRIC - 1);
+            Route { destination: family.everything(), target, metric }
         })
         .collect()
+}
+
+/// `None`: the exit cannot carry the family now.
+fn way_out(jail: &Jail, name: &IfName, exit: &ExitFacts, family: Family) -> Option<Target> {
+    if !exit.link.up || !exit.has(family) {
+        return None;
+    }
+    if exit.link.tunnel {
+        return Some(Target::Dev { name: name.clone(), gateway: None });
+    }
+    // Without a next hop, an Ethernet exit would ask by ARP for every address of the internet; the kernel takes none that
+    // is no neighbour.
+    let gateway = next_hop(jail, exit, family)?;
+    Some(Target::Dev { name: name.clone(), gateway: Some(gateway) })
+}
+
+/// The jail's next hop of this family for an exit that is no tunnel, if one of them is its neighbour.
+pub fn next_hop(jail: &Jail, exit: &ExitFacts, family: Family) -> Option<IpAddr> {
+    jail.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family && exit.reaches(*gateway))
 }
 
 fn nothing_else_leaves() -> Vec<Route> {
@@ -140,12 +183,12 @@ fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
             IpAddr::V6(_) => Set::Own6,
         };
         let key = vec![port.clone(), mac.clone(), Part::Address(address)];
-        elements.push(Element { table: table.clone(), set, key });
+        elements.push(Element { table: table.clone(), set, key, value: vec![] });
         if let IpAddr::V6(address) = address
             && !address.is_unspecified()
         {
             let key = vec![port.clone(), mac.clone(), Part::Raw(address)];
-            elements.push(Element { table: table.clone(), set: Set::Target6, key });
+            elements.push(Element { table: table.clone(), set: Set::Target6, key, value: vec![] });
         }
     }
     elements
@@ -162,6 +205,7 @@ fn is_judged(jail: &JailName, port: u32) -> [Element; 2] {
         table,
         set: Set::Ports,
         key: vec![Part::Index(port)],
+        value: vec![],
     })
 }
 
@@ -176,6 +220,7 @@ fn membership(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Members6,
             },
             key: vec![Part::Mac(interface.mac), Part::Address(*address)],
+            value: vec![],
         })
         .collect()
 }
@@ -190,8 +235,39 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V6(_) => Set::Out6,
             },
             key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+            value: vec![],
         })
         .collect()
+}
+
+/// How a member's own namespace leads questions to the engine's resolver elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steering {
+    /// One of the jail's servers; on the host, every question is dealt to one of them anyway.
+    pub server: Ipv4Addr,
+    /// The member's own address, which asks instead of 127.0.0.1: what comes from there leaves no interface but `lo`.
+    pub source: Ipv4Addr,
+}
+
+/// The engine's resolver as the jail wants it in a member's namespace: elements that open it in the lock, and what leads
+/// its questions elsewhere. With neither, the lock refuses it.
+pub fn resolver(dns: &Dns, interfaces: &[Confirmed]) -> (Vec<Element>, Option<Steering>) {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    };
+    match dns {
+        Dns::Block => (Vec::new(), None),
+        Dns::Engine => {
+            let key = vec![Part::Address(ENGINES_RESOLVER.into())];
+            (vec![Element { table: TableId::lock(), set: Set::Resolvers, key, value: vec![] }], None)
+        }
+        Dns::Servers(servers) => {
+            let server = servers.iter().find_map(v4);
+            let source = interfaces.iter().flat_map(|interface| &interface.addresses).find_map(v4);
+            (Vec::new(), server.zip(source).map(|(server, source)| Steering { server, source }))
+        }
+    }
 }
 
 /// The confirmed addresses, the link-local ones that were seen, and the one that the kernel will make of the MAC when

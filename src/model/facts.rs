@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::names::IfName;
-use super::objects::{Mac, Route, Rule};
+use super::objects::{Family, Mac, Route, Rule};
 
 /// A network namespace's identity: device and inode of its nsfs file (namespaces(7)). Unique among the living.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// `IFF_UP`.
     pub up: bool,
+    /// `IFF_LOWER_UP` and `IFF_RUNNING`: there is somebody at the other end of the wire, or there is no wire, and the kernel
+    /// has come to know (up to a second later, net/core/link_watch.c; until then it drops what is sent).
+    pub carrier: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
     /// Packets need no next hop: `IFF_POINTOPOINT` or `IFF_NOARP`.
@@ -47,6 +51,8 @@ impl Link {
 pub struct Address {
     pub index: u32,
     pub address: IpAddr,
+    /// The other end's, where it has one of its own; else the same. It is this one that the prefix length is about.
+    pub peer: IpAddr,
     /// 0 to 32, or to 128.
     pub prefix_len: u8,
 }
@@ -88,6 +94,27 @@ pub struct ExitFacts {
     pub v4: bool,
     /// The same for IPv6, link-local ones aside.
     pub v6: bool,
+    /// The nets that its addresses span.
+    pub nets: Vec<IpNet>,
+}
+
+impl ExitFacts {
+    /// Whether it has an address of this family that packets may have as their source.
+    pub fn has(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Whether a next hop is a neighbour of it: in one of its nets, or link-local, as every interface's neighbours are.
+    pub fn reaches(&self, gateway: IpAddr) -> bool {
+        let is_link_local = match gateway {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        is_link_local || self.nets.iter().any(|net| net.contains(&gateway))
+    }
 }
 
 /// What the wall is built from: the parts of the host that tunjail does not own.
@@ -97,6 +124,8 @@ pub struct Surroundings {
     pub exits: Vec<ExitFacts>,
     /// The jail's bridge, when it exists or was named.
     pub bridge: Option<IfName>,
+    /// The preference of the first rule of others that takes packets of the jail, where the jail's own may move before it.
+    pub first_of_others: Option<u32>,
 }
 
 /// What the kernel holds of a jail's wall.
@@ -121,10 +150,26 @@ pub struct Tables {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(pub u64);
 
+/// An ip rule that is not tunjail's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherRule {
+    pub family: Family,
+    pub priority: u32,
+    /// `not`: it takes what its selectors do not match.
+    pub inverted: bool,
+    pub source: Option<IpNet>,
+    pub destination: Option<IpNet>,
+    pub iif: Option<String>,
+    /// It has a mark to match.
+    pub marked: bool,
+    /// As `ip rule` takes it.
+    pub text: String,
+}
+
 /// A net that the host itself is in, with the interface that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNet {
-    pub net: ipnet::IpNet,
+    pub net: IpNet,
     pub interface: String,
 }
 

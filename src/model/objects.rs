@@ -7,14 +7,19 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::names::{IfName, JailName};
+use super::policy::Transport;
 
 /// The `rtm_protocol` that marks rules and routes as tunjail's (linux/rtnetlink.h: below `RTPROT_BOOT` is the
 /// kernel's, well-known daemons are listed there and in iproute2's rt_protos; 116 is free in both).
 pub const PROTOCOL: u8 = 116;
 
-/// The preference of every ip rule of tunjail: after `local` (0), before Tailscale's (5210), wg-quick's (taken
-/// downwards from 32765) and `main` (32766).
+/// The preference of tunjail's ip rules: after `local` (0), before Tailscale's (5210) and `main` (32766). A rule that
+/// is added without a preference, as wg-quick does it, gets one less than the first that is there after `local`
+/// (fib_default_rule_pref, net/core/fib_rules.c). Where that one would take a jail's packets, the jail's rules move before it,
+/// down to [`FIRST_RULE_PRIORITY`]; what an administrator put before that is meant to come first.
 pub const RULE_PRIORITY: u32 = 700;
+/// See [`RULE_PRIORITY`].
+pub const FIRST_RULE_PRIORITY: u32 = 600;
 
 /// The metric of the first exit's default route; each further exit of the list is one worse.
 pub const FIRST_EXIT_METRIC: u32 = 100;
@@ -56,6 +61,9 @@ impl Family {
     }
 }
 
+/// Where Docker's resolver listens in a container's network namespace (libnetwork's `resolverIPSandbox`).
+pub const ENGINES_RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+
 /// What an ip rule of tunjail matches.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
@@ -65,11 +73,13 @@ pub enum Selector {
     Iif(Family, IfName),
 }
 
-/// An ip rule with tunjail's protocol, priority and action (lookup).
+/// An ip rule with tunjail's protocol and action (lookup).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     pub selector: Selector,
     pub table: u32,
+    /// [`RULE_PRIORITY`], or less where a rule of others would be asked first.
+    pub priority: u32,
 }
 
 impl Rule {
@@ -87,7 +97,7 @@ impl fmt::Display for Rule {
             Selector::From(net) => write!(f, "from {net}")?,
             Selector::Iif(_, name) => write!(f, "iif {name}")?,
         }
-        write!(f, " lookup {} priority {RULE_PRIORITY} protocol {PROTOCOL}", self.table)
+        write!(f, " lookup {} priority {} protocol {PROTOCOL}", self.table, self.priority)
     }
 }
 
@@ -230,6 +240,11 @@ impl TableId {
     pub fn lock() -> Self {
         Self { family: TableFamily::Inet, name: "tunjail".to_owned() }
     }
+
+    /// What leads questions for names away from the engine's resolver, inside a member's network namespace.
+    pub fn steering() -> Self {
+        Self { family: TableFamily::Inet, name: "tunjail_dns".to_owned() }
+    }
 }
 
 impl fmt::Display for TableId {
@@ -238,7 +253,7 @@ impl fmt::Display for TableId {
     }
 }
 
-/// A set that tunjail fills with elements.
+/// A set or map that tunjail fills with elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Set {
     /// guard and wall: interface indexes of members' bridge ports.
@@ -253,10 +268,20 @@ pub enum Set {
     Members4,
     /// wall: MAC, IPv6 of enrolled members.
     Members6,
+    /// wall, map: protocol and port at the exit to a member's IPv4 and port.
+    Forward4,
+    /// wall, map: the same to a member's IPv6 and port.
+    Forward6,
+    /// wall: protocol, port at the exit, a member's IPv4 and port that this one leads to.
+    Forwarded4,
+    /// wall: the same with a member's IPv6.
+    Forwarded6,
     /// lock: interface name and IPv4 that may emit.
     Out4,
     /// lock: interface name and IPv6 that may emit.
     Out6,
+    /// lock: the engine's resolver, where it may be asked.
+    Resolvers,
 }
 
 impl Set {
@@ -268,13 +293,18 @@ impl Set {
             Self::Target6 => "target6",
             Self::Members4 => "members4",
             Self::Members6 => "members6",
+            Self::Forward4 => "forward4",
+            Self::Forward6 => "forward6",
+            Self::Forwarded4 => "forwarded4",
+            Self::Forwarded6 => "forwarded6",
             Self::Out4 => "out4",
             Self::Out6 => "out6",
+            Self::Resolvers => "resolvers",
         }
     }
 }
 
-/// One component of a set element's key.
+/// One component of an element's key or value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     Index(u32),
@@ -283,58 +313,78 @@ pub enum Part {
     Address(IpAddr),
     /// An IPv6 address in a key that nft knows as a plain 128-bit integer.
     Raw(Ipv6Addr),
+    Protocol(Transport),
+    /// A port's number.
+    Number(u16),
 }
 
-/// A set element: which table and set, and its key.
+/// An element of a set or map: which table and set, its key and, in a map, its value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
     pub table: TableId,
     pub set: Set,
     pub key: Vec<Part>,
+    /// Empty in a set.
+    pub value: Vec<Part>,
 }
 
 impl Element {
-    /// The key as nf_tables compares it: each component padded with zeroes to a multiple of 4 bytes
-    /// (`NFT_REG32_SIZE`), names NUL-padded to `IFNAMSIZ`, indexes in the host's byte order.
     pub fn key_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(44);
-        for part in &self.key {
-            match part {
-                Part::Index(index) => bytes.extend(index.to_ne_bytes()),
-                Part::Name(name) => {
-                    let mut padded = [0; 16];
-                    padded[..name.len()].copy_from_slice(name.as_bytes());
-                    bytes.extend(padded);
-                }
-                Part::Mac(Mac(mac)) => bytes.extend(mac),
-                Part::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
-                Part::Address(IpAddr::V6(address)) | Part::Raw(address) => bytes.extend(address.octets()),
-            }
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
-        bytes
+        bytes(&self.key)
     }
 
-    /// The key as nft spells it.
-    pub fn key_text(&self) -> String {
-        let parts: Vec<String> = self
-            .key
-            .iter()
-            .map(|part| match part {
-                Part::Index(index) => index.to_string(),
-                Part::Name(name) => format!("\"{name}\""),
-                Part::Mac(mac) => mac.to_string(),
-                Part::Address(address) => address.to_string(),
-                Part::Raw(address) => format!("{:#034x}", u128::from(*address)),
-            })
-            .collect();
-        parts.join(" . ")
+    pub fn value_bytes(&self) -> Vec<u8> {
+        bytes(&self.value)
     }
+}
+
+/// A key or value as nf_tables compares it: each component padded with zeroes to a multiple of 4 bytes
+/// (`NFT_REG32_SIZE`), names NUL-padded to `IFNAMSIZ`, indexes in the host's byte order.
+fn bytes(parts: &[Part]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(44);
+    for part in parts {
+        match part {
+            Part::Index(index) => bytes.extend(index.to_ne_bytes()),
+            Part::Name(name) => {
+                let mut padded = [0; 16];
+                padded[..name.len()].copy_from_slice(name.as_bytes());
+                bytes.extend(padded);
+            }
+            Part::Mac(Mac(mac)) => bytes.extend(mac),
+            Part::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
+            Part::Address(IpAddr::V6(address)) | Part::Raw(address) => bytes.extend(address.octets()),
+            Part::Protocol(protocol) => bytes.push(protocol.number()),
+            Part::Number(number) => bytes.extend(number.to_be_bytes()),
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
+
+/// A key or value as nft spells it.
+fn text(parts: &[Part]) -> String {
+    let parts: Vec<String> = parts
+        .iter()
+        .map(|part| match part {
+            Part::Index(index) => index.to_string(),
+            Part::Name(name) => format!("\"{name}\""),
+            Part::Mac(mac) => mac.to_string(),
+            Part::Address(address) => address.to_string(),
+            Part::Raw(address) => format!("{:#034x}", u128::from(*address)),
+            Part::Protocol(protocol) => protocol.as_str().to_owned(),
+            Part::Number(number) => number.to_string(),
+        })
+        .collect();
+    parts.join(" . ")
 }
 
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {{ {} }}", self.table, self.set.name(), self.key_text())
+        write!(f, "{} {} {{ {}", self.table, self.set.name(), text(&self.key))?;
+        if !self.value.is_empty() {
+            write!(f, " : {}", text(&self.value))?;
+        }
+        f.write_str(" }")
     }
 }
 
@@ -352,6 +402,7 @@ mod tests {
                 Part::Mac(Mac([2, 0x42, 0xac, 0x12, 0, 2])),
                 Part::Address("172.18.0.2".parse().unwrap()),
             ],
+            value: vec![],
         };
         let mut expected = 7u32.to_ne_bytes().to_vec();
         expected.extend([2, 0x42, 0xac, 0x12, 0, 2, 0, 0, 172, 18, 0, 2]);

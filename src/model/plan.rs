@@ -4,11 +4,13 @@
 //! the rules that lead there; at no step is anything open that was closed before. Taking down: the other way round.
 
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 
-use super::desired::Wall;
+use super::desired::{Steering, Wall};
 use super::facts::WallFacts;
 use super::names::JailName;
-use super::objects::{Element, Route, Rule, TableId, Target};
+use super::objects::{ENGINES_RESOLVER, Element, PROTOCOL, Route, Rule, TableId, Target};
+use super::policy::Routes;
 
 /// One step. Each is atomic in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub enum Change {
     DeleteElements(Vec<Element>),
     /// Close the lock in the member's namespace: from here on only what was confirmed may emit.
     CloseLock,
+    /// Lead its questions to the engine's resolver elsewhere.
+    Steer(Steering),
     /// Let the confirmed addresses emit.
     OpenLock(Vec<Element>),
 }
@@ -38,7 +42,7 @@ pub enum Change {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     #[error(
-        "routing table {table} of jail {jail} holds a route of others ({route}); remove it, or set another number with \"table = \" in [jail.{jail}]"
+        "routing table {table} of jail {jail} holds a route of others ({route}); remove it, or set another number with \"table = \", or routes = \"foreign\" when it is to lead out, in [jail.{jail}]"
     )]
     ForeignRoute { jail: JailName, table: u32, route: String },
 }
@@ -51,19 +55,19 @@ pub fn raise(
     ruleset: Option<String>,
 ) -> Result<Vec<Change>, PlanError> {
     let table = desired.table;
-    if let Some(route) = observed.routes.iter().find(|route| matches!(route.target, Target::Foreign(_))) {
+    let (foreign, own): (Vec<Route>, Vec<Route>) =
+        observed.routes.iter().cloned().partition(|route| matches!(route.target, Target::Foreign(_)));
+    if let Some(route) = foreign.first().filter(|_| desired.ways_out == Routes::Own) {
         return Err(PlanError::ForeignRoute { jail: jail.clone(), table, route: route.to_string() });
     }
     let mut steps: Vec<Change> = ruleset.map(Change::LoadRuleset).into_iter().collect();
 
     // A route's identity in the kernel is its destination and metric; one that leads elsewhere now has to go first.
     let (ends, ways): (Vec<_>, Vec<_>) =
-        missing(&desired.routes, &observed.routes).into_iter().partition(|route| route.target == Target::Unreachable);
+        missing(&desired.routes, &own).into_iter().partition(|route| route.target == Target::Unreachable);
     let add_route = |route: Route| Change::AddRoute { table, route };
     steps.extend(ends.into_iter().map(add_route));
-    steps.extend(
-        missing(&observed.routes, &desired.routes).into_iter().map(|route| Change::DeleteRoute { table, route }),
-    );
+    steps.extend(missing(&own, &desired.routes).into_iter().map(|route| Change::DeleteRoute { table, route }));
     steps.extend(ways.into_iter().map(add_route));
 
     steps.extend(missing(&desired.rules, &observed.rules).into_iter().map(Change::AddRule));
@@ -105,6 +109,10 @@ impl Change {
             Self::AddElements(elements) => element_lines("nft add", elements),
             Self::DeleteElements(elements) => element_lines("nft delete", elements),
             Self::CloseLock => format!("nsenter --net={member} nft -f - <<'END'\n{}END\n", lock_text()),
+            Self::Steer(Steering { server, source }) => format!(
+                "nsenter --net={member} nft -f - <<'END'\n{}END\nnsenter --net={member} ip -4 route replace local {ENGINES_RESOLVER} dev lo table local src {source} protocol {PROTOCOL}\n",
+                steering_text(*server)
+            ),
             Self::OpenLock(elements) => element_lines(&format!("nsenter --net={member} nft add"), elements),
         }
     }
@@ -134,6 +142,10 @@ pub fn lock_text() -> String {
 		type ifname . ipv6_addr
 	}}
 
+	set resolvers {{
+		type ipv4_addr
+	}}
+
 	chain out {{
 		type filter hook postrouting priority 300; policy drop;
 		oifname \"lo\" accept
@@ -145,9 +157,31 @@ pub fn lock_text() -> String {
 		icmpv6 type mld-listener-done ip6 hoplimit 1 accept
 		icmpv6 type mld2-listener-report ip6 hoplimit 1 accept
 	}}
+
+	chain in {{
+		type filter hook input priority filter; policy accept;
+		ip daddr @resolvers accept
+		ip daddr {ENGINES_RESOLVER} meta l4proto tcp reject with tcp reset
+		ip daddr {ENGINES_RESOLVER} reject with icmp port-unreachable
+	}}
 }}
 ",
         TableId::lock()
+    )
+}
+
+/// The same for the table that leads a member's questions for names to `server`.
+pub fn steering_text(server: Ipv4Addr) -> String {
+    format!(
+        "table {} {{
+	chain ask {{
+		type nat hook output priority -120; policy accept;
+		ip daddr {ENGINES_RESOLVER} udp dport 53 dnat ip to {server}
+		ip daddr {ENGINES_RESOLVER} tcp dport 53 dnat ip to {server}
+	}}
+}}
+",
+        TableId::steering()
     )
 }
 

@@ -6,13 +6,16 @@
 //! Kept to what nft 1.0.6 reads and prints, and to what needs no `meta ibrname` (a kernel option,
 //! CONFIG_NFT_BRIDGE_META, that not every kernel has).
 
+mod dns;
+mod forward;
+
 use std::fmt::Write;
 
 use ipnet::IpNet;
 
 use super::names::IfName;
 use super::objects::{Element, Family, TableId};
-use super::policy::{Allow, Jail, Port};
+use super::policy::{Allow, Dns, Jail, Port};
 
 /// Chains and set declarations of a jail's tables, without any member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,21 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
     let wall = TableId::wall(&jail.name);
     let guard = TableId::guard(&jail.name);
     let scope = Scope { jail, bridge };
+    let mut chains = vec![
+        reject(),
+        scope.what_leaves_the_jail(),
+        scope.what_enters_the_jail(),
+        scope.what_reaches_the_host(),
+        scope.no_way_is_told_at_once(),
+        a_port_speaks_to_the_bridge_alone(),
+        scope.forward(),
+        scope.input(),
+        scope.mss(),
+        scope.nat(),
+        scope.ports_of_the_exit_lead_to_members(),
+        scope.everything_leaves_in_the_exits_own_name(),
+    ];
+    chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
     table(
         &mut text,
@@ -63,19 +81,12 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
             "set ports { type iface_index; }".to_owned(),
             "set members4 { type ether_addr . ipv4_addr; counter; }".to_owned(),
             "set members6 { type ether_addr . ipv6_addr; counter; }".to_owned(),
+            "map forward4 { type inet_proto . inet_service : ipv4_addr . inet_service; }".to_owned(),
+            "map forward6 { type inet_proto . inet_service : ipv6_addr . inet_service; }".to_owned(),
+            "set forwarded4 { type inet_proto . inet_service . ipv4_addr . inet_service; counter; }".to_owned(),
+            "set forwarded6 { type inet_proto . inet_service . ipv6_addr . inet_service; counter; }".to_owned(),
         ],
-        &[
-            reject(),
-            scope.what_leaves_the_jail(),
-            scope.what_enters_the_jail(),
-            scope.what_reaches_the_host(),
-            scope.no_way_is_told_at_once(),
-            a_port_speaks_to_the_bridge_alone(),
-            scope.forward(),
-            scope.input(),
-            scope.mss(),
-            scope.nat(),
-        ],
+        &chains,
     );
     table(
         &mut text,
@@ -149,16 +160,27 @@ impl Scope<'_> {
 
     /// A packet that the jail's table calls unreachable ends in the routing decision, before any forward hook, and the
     /// kernel's ICMP error for it is rate-limited (icmp_ratelimit, ip-sysctl): under load a new connection would hang.
-    /// So its SYN is reset here. Established connections are left alone: they outlive a restart of the exit.
+    /// So its SYN is reset here. Nor is "no route" an error that a UDP socket hears of (icmp_err_convert,
+    /// icmpv6_err_convert), so a first datagram is answered by one that it does. Established connections are left alone:
+    /// they outlive a restart of the exit.
     fn no_way_is_told_at_once(&self) -> Chain {
         let syn = "tcp flags & (fin | syn | rst | ack) == syn";
-        let nowhere = "fib daddr type != local fib daddr oif missing";
-        let rules = self
-            .by_family("saddr")
-            .map(|source| {
-                format!("iifname != \"lo\" {source} {syn} {nowhere} counter name rejected_out reject with tcp reset")
-            })
-            .collect();
+        let nowhere = "fib daddr type != local fib daddr oif missing counter name rejected_out";
+        // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
+        let first = "meta l4proto udp ct status ! confirmed";
+        let no_route =
+            "fib daddr type != { local, broadcast, multicast } fib daddr oif missing counter name rejected_out";
+        let mut rules = Vec::new();
+        for source in self.by_family("saddr") {
+            let source = format!("iifname != \"lo\" {source}");
+            if matches!(self.jail.dns, Dns::Servers(_)) {
+                // From a bridge that calls iptables, a reset comes from the translated address, and is not believed
+                // (nf_send_reset, past the hooks); an ICMP error is translated back.
+                rules.push(format!("{source} {syn} ct status dnat {nowhere} reject with icmpx no-route"));
+            }
+            rules.push(format!("{source} {syn} {nowhere} reject with tcp reset"));
+            rules.push(format!("{source} {first} {no_route} reject with icmpx admin-prohibited"));
+        }
         // After destination NAT (-100), whose target is what is asked for.
         Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
     }
@@ -166,9 +188,10 @@ impl Scope<'_> {
     fn what_leaves_the_jail(&self) -> Chain {
         let mut rules = Vec::new();
         if self.jail.enrolled_only {
-            rules.extend(self.only_enrolled_members_speak());
+            rules.extend(only_enrolled_members_speak("rejected_out"));
         }
         rules.extend(self.members_reach_each_other());
+        rules.extend(self.no_other_server_is_asked());
         rules.extend(self.members_leave_by_the_exit());
         for allow in &self.jail.allow {
             rules.extend(self.members_reach_an_allowed_net(allow));
@@ -180,21 +203,35 @@ impl Scope<'_> {
     fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
         let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        rules.push(self.calls_that_another_interface_would_answer_are_refused());
+        rules.extend(self.forwarded_ports_reach_members());
         for allow in &self.jail.allow {
             rules.extend(an_allowed_net_reaches_members(allow));
+            rules.extend(errors_about_an_allowed_net_reach_members(allow));
         }
-        rules.push("counter name rejected_in goto reject_now".to_owned());
+        rules.extend(self.callers_are_told_by_the_way_they_came());
         Chain { name: "to_members", hook: None, rules }
     }
 
-    /// An address of the subnet that no hook enrolled gets nothing.
-    fn only_enrolled_members_speak(&self) -> Vec<String> {
-        vec![
-            "meta nfproto ipv4 ether saddr . ip saddr != @members4 counter name rejected_out goto reject_now"
-                .to_owned(),
-            "meta nfproto ipv6 ether saddr . ip6 saddr != @members6 counter name rejected_out goto reject_now"
-                .to_owned(),
-        ]
+    /// A reset speaks in the member's name, so it would ask the jail's table and leave by the exit, with the host's own
+    /// address on it where a published port was called: only for an allowed net does that table lead back to the caller.
+    /// An ICMP error is the host's own word and goes by the host's own route; about what the exit brought nothing is said,
+    /// because that route is the uplink.
+    fn callers_are_told_by_the_way_they_came(&self) -> Vec<String> {
+        let count = "counter name rejected_in";
+        let mut rules = vec![format!("iifname {} {count} drop", names(&self.jail.exits))];
+        rules.extend(
+            self.allowed_nets().iter().map(|net| format!("{} {count} goto reject_now", matches(*net, "saddr"))),
+        );
+        rules.push(format!("{count} reject with icmpx admin-prohibited"));
+        rules
+    }
+
+    fn allowed_nets(&self) -> Vec<IpNet> {
+        let mut nets: Vec<IpNet> = self.jail.allow.iter().map(|allow| allow.net).collect();
+        nets.sort();
+        nets.dedup();
+        nets
     }
 
     /// Frames between two ports pass the forward hook when br_netfilter is on. By both interfaces: whoever sends from
@@ -217,6 +254,7 @@ impl Scope<'_> {
         }
         if allow.direction.is_in() {
             rules.extend(by_port(&allow.ports, "sport").map(|port| format!("{REPLY} {source} {net}{port} accept")));
+            rules.push(format!("{} {source} {net} accept", icmp_error(allow.net)));
         }
         rules
     }
@@ -230,16 +268,28 @@ impl Scope<'_> {
     }
 
     fn what_reaches_the_host(&self) -> Chain {
-        Chain {
-            name: "to_host",
-            hook: None,
-            rules: vec![
-                format!("{REPLY} accept"),
-                "icmp type echo-request accept".to_owned(),
-                "icmpv6 type { echo-request, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report } accept".to_owned(),
-                "counter name rejected_host goto reject_now".to_owned(),
-            ],
+        let mut rules = vec![
+            format!("{REPLY} accept"),
+            "icmp type echo-request accept".to_owned(),
+            "icmpv6 type { echo-request, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report } accept".to_owned(),
+        ];
+        let open = [self.the_engines_resolver_is_asked(), self.ports_of_the_host_that_are_named()].concat();
+        if self.jail.enrolled_only && !open.is_empty() {
+            rules.extend(only_enrolled_members_speak("rejected_host"));
         }
+        rules.extend(open);
+        rules.push("counter name rejected_host goto reject_now".to_owned());
+        Chain { name: "to_host", hook: None, rules }
+    }
+
+    /// For members' own addresses alone: what answers a made-up one is the host's own packet, and leaves by its uplink.
+    fn ports_of_the_host_that_are_named(&self) -> Vec<String> {
+        let sources: Vec<String> = self.by_family("saddr").collect();
+        let ports = by_port(&self.jail.host, "dport");
+        if self.jail.host.is_empty() {
+            return Vec::new();
+        }
+        ports.flat_map(|port| sources.iter().map(move |source| format!("{source}{port} accept"))).collect()
     }
 
     /// Both directions: the SYN-ACK of a member that answers carries an MSS too.
@@ -270,6 +320,42 @@ impl Scope<'_> {
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
     }
 
+    /// After all translation of addresses (100).
+    fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
+        let rules = [
+            self.nothing_leaves_in_a_members_own_name(),
+            self.members_ask_in_the_exits_own_name(),
+            self.members_answer_in_the_exits_own_name(),
+        ];
+        Chain {
+            name: "own_name",
+            hook: Some("type filter hook postrouting priority 110; policy accept;"),
+            rules: rules.concat(),
+        }
+    }
+
+    /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
+    /// went, or that began while the ruleset was gone; an answer that nobody asked for.
+    fn nothing_leaves_in_a_members_own_name(&self) -> Vec<String> {
+        let exits = names(&self.jail.exits);
+        self.by_family("saddr")
+            .map(|source| format!("oifname {exits} {source} counter name rejected_out drop"))
+            .collect()
+    }
+
+    /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
+    /// with it: the host would be named where the exit leads to. A connection's first packet decides on its name, and a
+    /// connection whose first packet is dropped has none.
+    fn members_ask_in_the_exits_own_name(&self) -> Vec<String> {
+        let exits = names(&self.jail.exits);
+        let ask = |member| {
+            format!(
+                "ct status ! confirmed oifname {exits} ct original {member} fib saddr . oif type != local counter name rejected_out drop"
+            )
+        };
+        self.by_family("saddr").map(ask).collect()
+    }
+
     /// The match of the jail's subnets, once for each family that it has.
     fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
         Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
@@ -287,6 +373,14 @@ impl Scope<'_> {
     }
 }
 
+/// An address of the subnet that no hook enrolled gets nothing.
+fn only_enrolled_members_speak(counter: &str) -> [String; 2] {
+    [("ipv4", "ip", "members4"), ("ipv6", "ip6", "members6")].map(|(nfproto, protocol, members)| {
+        let stranger = format!("meta nfproto {nfproto} ether saddr . {protocol} saddr != @{members}");
+        format!("{stranger} counter name {counter} goto reject_now")
+    })
+}
+
 fn an_allowed_net_reaches_members(allow: &Allow) -> Vec<String> {
     let net = matches(allow.net, "saddr");
     let mut rules = Vec::new();
@@ -299,8 +393,29 @@ fn an_allowed_net_reaches_members(allow: &Allow) -> Vec<String> {
     rules
 }
 
-/// One match per port, with a leading space; one empty match when every port is meant. Errors about an allowed
-/// connection (`ct state related`) carry no port of their own, so the reply rules of a port list leave ICMP out.
+/// "Too big", "unreachable" and the like: they carry no port of their own, and come from routers that may lie outside the
+/// net. The connection that they quote has to be one with the net.
+fn errors_about_an_allowed_net_reach_members(allow: &Allow) -> Vec<String> {
+    let error = icmp_error(allow.net);
+    let mut rules = Vec::new();
+    if allow.direction.is_out() {
+        rules.push(format!("{error} ct direction reply {} accept", matches_connection(allow.net, "daddr")));
+    }
+    if allow.direction.is_in() {
+        rules.push(format!("{error} ct direction original {} accept", matches_connection(allow.net, "saddr")));
+    }
+    rules
+}
+
+/// An ICMP error about a connection that is there. Named by protocol, because a helper's expectations are "related" too.
+fn icmp_error(net: IpNet) -> &'static str {
+    match Family::of_net(&net) {
+        Family::V4 => "meta l4proto icmp ct state related",
+        Family::V6 => "meta l4proto ipv6-icmp ct state related",
+    }
+}
+
+/// One match per port, with a leading space; one empty match when every port is meant.
 fn by_port<'a>(ports: &'a [Port], side: &'a str) -> Box<dyn Iterator<Item = String> + 'a> {
     if ports.is_empty() {
         return Box::new(std::iter::once(String::new()));
@@ -355,6 +470,11 @@ fn protocol(family: Family) -> &'static str {
 
 fn matches(net: IpNet, side: &str) -> String {
     format!("{} {side} {net}", protocol(Family::of_net(&net)))
+}
+
+/// By the addresses that the connection began with.
+fn matches_connection(net: IpNet, side: &str) -> String {
+    format!("ct original {}", matches(net, side))
 }
 
 /// `"tun0"` or `{ "tun0", "tun1" }`.

@@ -7,16 +7,19 @@ use std::path::Path;
 use insta::assert_snapshot;
 
 use super::admit::{self, Confirmed, Refusal};
-use super::conflict;
-use super::desired;
+use super::conflict::{self, Catches};
+use super::desired::{self, Steering};
 use super::facts::{
-    Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, Surroundings, Tables, WallFacts,
+    Address, ExitFacts, FibAnswer, Fingerprint, HostNet, Link, NetnsFacts, NetnsId, OtherRule, Surroundings, Tables,
+    WallFacts,
 };
-use super::objects::{Mac, Route, Target};
+use super::objects::{Family, Mac, Route, Target};
 use super::plan::{self, PlanError};
 use super::policy::Jail;
 use super::verify::{self, Mismatch};
 use crate::config::Config;
+
+mod exits;
 
 fn jail(body: &str) -> Jail {
     let text = format!("[jail.vpn]\nsubnets = [\"172.18.0.0/16\", \"fd00:18::/64\"]\n{body}\n");
@@ -30,6 +33,7 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
         kind: Some(kind.to_owned()),
         mac: Some(Mac([2, 0x42, 0xac, 0x12, 0, 2])),
         up: true,
+        carrier: true,
         loopback: false,
         tunnel: kind == "tun",
         peer: None,
@@ -39,11 +43,17 @@ fn link(index: u32, name: &str, kind: &str) -> Link {
 }
 
 fn exit(index: u32, name: &str, v4: bool, v6: bool) -> ExitFacts {
-    ExitFacts { link: link(index, name, "tun"), v4, v6 }
+    ExitFacts { link: link(index, name, "tun"), v4, v6, nets: Vec::new() }
+}
+
+/// eth1, whose neighbours are in these nets.
+fn nic(nets: &[&str]) -> ExitFacts {
+    let nets = nets.iter().map(|net| net.parse().unwrap()).collect();
+    ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true, nets }
 }
 
 fn surroundings(exits: Vec<ExitFacts>) -> Surroundings {
-    Surroundings { exits, bridge: Some("vpn".parse().unwrap()) }
+    Surroundings { exits, bridge: Some("vpn".parse().unwrap()), first_of_others: None }
 }
 
 fn member() -> Confirmed {
@@ -78,7 +88,7 @@ fn a_jail_with_everything() {
             { net = \"2001:db8:7::/64\", ports = [\"tcp/22\"], direction = \"in\" },
         ]",
     );
-    let nic = ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true };
+    let nic = nic(&["192.0.2.9/24", "2001:db8::9/64"]);
     assert_snapshot!(raised(&jail, &surroundings(vec![exit(5, "tun0", true, false), nic])));
 }
 
@@ -98,6 +108,51 @@ fn a_member() {
     assert_snapshot!(text);
 }
 
+/// The part of the wall's table that says who answers names and which ports of the host are open.
+fn rules_with(body: &str, words: &[&str]) -> String {
+    let wall = desired::wall(&jail(body), 7400, &surroundings(vec![exit(5, "tun0", true, true)]));
+    let is_of = |line: &&str| words.iter().any(|word| line.contains(word));
+    wall.ruleset.text().lines().filter(is_of).map(|line| format!("{}\n", line.trim())).collect()
+}
+
+#[test]
+fn servers_answer_every_question() {
+    let one = rules_with("exit = \"tun0\"\ndns = [\"192.0.2.53\"]", &["dns", "dport 53", "fib daddr type"]);
+    let more = "exit = \"tun0\"\ndns = [\"192.0.2.53\", \"2001:db8::53\", \"192.0.2.54\"]";
+    assert_snapshot!(format!("{one}\n{}", rules_with(more, &["dnat", "reject_now"])));
+}
+
+#[test]
+fn the_host_is_closed_but_for_what_is_named() {
+    let named = "exit = \"tun0\"\nhost = [\"udp/123\", \"tcp/8000\"]";
+    let engine = "exit = \"tun0\"\ndns = \"engine\"\nenrolled_only = true";
+    let words = ["123", "8000", "dport 53", "rejected_host goto"];
+    assert_snapshot!(format!("{}\n{}", rules_with(named, &words), rules_with(engine, &words)));
+}
+
+#[test]
+fn the_engines_resolver_is_refused_or_steered_or_free() {
+    let resolver = |body: &str, interfaces: &[Confirmed]| {
+        let (elements, steering) = desired::resolver(&jail(&format!("exit = \"tun0\"\n{body}")).dns, interfaces);
+        let elements: Vec<String> = elements.iter().map(ToString::to_string).collect();
+        (elements, steering)
+    };
+    let nothing = (vec![], None);
+    assert_eq!(resolver("", &[member()]), nothing);
+    assert_eq!(
+        resolver("dns = \"engine\"", &[member()]),
+        (vec!["inet tunjail resolvers { 127.0.0.11 }".to_owned()], None)
+    );
+    let servers = "dns = [\"2001:db8::53\", \"192.0.2.53\", \"192.0.2.54\"]";
+    let steering = Steering { server: "192.0.2.53".parse().unwrap(), source: "172.18.0.2".parse().unwrap() };
+    assert_eq!(resolver(servers, &[member()]), (vec![], Some(steering)));
+    // Nothing of IPv4 to ask, or to ask as.
+    assert_eq!(resolver("dns = [\"2001:db8::53\"]", &[member()]), nothing);
+    let v6_only = Confirmed { addresses: vec!["fd00:18::2".parse().unwrap()], ..member() };
+    assert_eq!(resolver(servers, &[v6_only]), nothing);
+    assert_snapshot!(plan::Change::Steer(steering).lines("/proc/7/ns/net"));
+}
+
 #[test]
 fn an_exit_without_ipv6_leaves_ipv6_unreachable() {
     let wall = desired::wall(&jail("exit = \"tun0\""), 7400, &surroundings(vec![exit(5, "tun0", true, false)]));
@@ -111,8 +166,7 @@ fn an_exit_without_ipv6_leaves_ipv6_unreachable() {
 
 #[test]
 fn an_ethernet_exit_without_a_next_hop_carries_nothing() {
-    let nic = ExitFacts { link: link(6, "eth1", "physical"), v4: true, v6: true };
-    let wall = desired::wall(&jail("exit = \"eth1\""), 7400, &surroundings(vec![nic]));
+    let wall = desired::wall(&jail("exit = \"eth1\""), 7400, &surroundings(vec![nic(&["192.0.2.9/24"])]));
     assert!(
         !wall.routes.iter().any(|route| matches!(&route.target, Target::Dev { name, .. } if name.as_str() == "eth1"))
     );
@@ -251,8 +305,10 @@ fn a_subnet_that_the_host_lives_in_is_refused() {
 }
 
 fn netns(links: Vec<Link>, addresses: &[(u32, &str)]) -> NetnsFacts {
-    let address =
-        |(index, text): &(u32, &str)| Address { index: *index, address: text.parse().unwrap(), prefix_len: 16 };
+    let address = |(index, text): &(u32, &str)| {
+        let address = text.parse().unwrap();
+        Address { index: *index, address, peer: address, prefix_len: 16 }
+    };
     let mut all = vec![Link { loopback: true, kind: None, mac: None, ..link(1, "lo", "") }];
     all.extend(links);
     NetnsFacts { id: NetnsId { dev: 4, ino: 1 }, links: all, addresses: addresses.iter().map(address).collect() }
@@ -309,4 +365,42 @@ fn who_is_admitted_and_who_is_not() {
     let bare = netns(vec![eth(2, "eth0"), eth(4, "eth1")], &[(2, "172.18.0.2")]);
     let both_here = HashMap::from([(2, port(7, 3)), (4, port(9, 3))]);
     assert!(matches!(admit::admit(&jail, &bare, &both_here, &bridge), Err(Refusal::BareInterface { .. })));
+}
+
+#[test]
+fn a_rule_of_others_takes_what_it_matches() {
+    let jail = jail("exit = \"tun0\"\n");
+    let bridge = "vpn".parse().unwrap();
+    let rule = |priority, source: Option<&str>, destination: Option<&str>, iif: Option<&str>| OtherRule {
+        family: Family::V4,
+        priority,
+        inverted: false,
+        source: source.map(|net| net.parse().unwrap()),
+        destination: destination.map(|net| net.parse().unwrap()),
+        iif: iif.map(str::to_owned),
+        marked: false,
+        text: String::new(),
+    };
+    let of = |rule: &OtherRule| conflict::with_rule(&jail, Some(&bridge), rule);
+    let everything = rule(699, None, None, None);
+    assert_eq!(of(&everything), Catches::Packets);
+    assert_eq!(of(&OtherRule { marked: true, ..everything.clone() }), Catches::Marked);
+    assert_eq!(of(&OtherRule { marked: true, inverted: true, ..everything.clone() }), Catches::Packets);
+    for (source, destination, iif, expected) in [
+        (Some("172.18.5.0/24"), None, None, Catches::Packets),
+        (Some("172.16.0.0/12"), None, Some("vpn"), Catches::Packets),
+        (None, Some("192.168.0.0/16"), None, Catches::Packets),
+        (Some("192.0.2.0/24"), None, None, Catches::Nothing),
+        (None, None, Some("eth0"), Catches::Nothing),
+        (None, Some("172.18.0.0/16"), None, Catches::Nothing),
+    ] {
+        assert_eq!(of(&rule(100, source, destination, iif)), expected, "{source:?} {destination:?} {iif:?}");
+    }
+    // Only those that were given no preference are preceded.
+    let first = |rules: &[OtherRule]| conflict::first_to_precede(&jail, Some(&bridge), rules);
+    let harmless = rule(650, Some("192.0.2.0/24"), None, None);
+    assert_eq!(first(&[everything.clone(), rule(698, None, None, None), harmless]), Some(698));
+    assert_eq!(first(&[rule(600, None, None, None), rule(100, None, None, None), rule(700, None, None, None)]), None);
+    let moved = Surroundings { first_of_others: Some(698), ..surroundings(Vec::new()) };
+    assert!(desired::wall(&jail, 7400, &moved).rules.iter().all(|rule| rule.priority == 697));
 }

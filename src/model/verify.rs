@@ -2,7 +2,8 @@
 
 use super::desired::Wall;
 use super::facts::{FibAnswer, Tables, WallFacts};
-use super::objects::{Element, Route, Rule};
+use super::objects::{Element, Route, Rule, Target};
+use super::policy::Routes;
 
 /// What was found wrong after a write. Each text says what differs.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +42,11 @@ pub fn wall(observed: &WallFacts, desired: &Wall, loaded: Tables) -> Result<(), 
     if let Some(route) = first_missing(&desired.routes, &observed.routes) {
         return Err(Mismatch::RouteMissing(route.clone()));
     }
-    if let Some(route) = first_missing(&observed.routes, &desired.routes) {
+    let may_be_there = |route: &Route| match route.target {
+        Target::Foreign(_) => desired.ways_out == Routes::Foreign,
+        _ => desired.routes.contains(route),
+    };
+    if let Some(route) = observed.routes.iter().find(|route| !may_be_there(route)) {
         return Err(Mismatch::RouteSurplus(route.clone()));
     }
     if observed.tables.wall.is_none() || observed.tables.wall != loaded.wall {

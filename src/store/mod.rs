@@ -5,7 +5,9 @@
 //! jails/JAIL/wall.json           the jail's wall: its table, who raised it, what was loaded
 //! jails/JAIL/members/NETNS.json  a member: its containers, interfaces, lock
 //! jails/JAIL/claims/MAC-ADDRESS  -> NETNS: whose element in the wall that is
+//! jails/JAIL/forwards/tcp-PORT   -> NETNS: whose port of the exit that is: see [`forwards`]
 //! late/NETNS.json                a container whose address comes late, until it was started: see [`late`]
+//! endpoints/TUNNEL.json          routes to a tunnel's other ends that were added to the host's own table
 //! containers/ID                  -> ../jails/JAIL/members/NETNS.json or ../late/NETNS.json
 //! ```
 //!
@@ -13,7 +15,9 @@
 //! one member, a restarted container is another. The links make every lookup a constant number of steps, however many
 //! members there are. /run is a tmpfs: after a reboot neither the kernel nor this directory holds anything.
 
+mod endpoint;
 mod files;
+mod forwards;
 mod late;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -27,6 +31,7 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+pub use self::endpoint::EndpointRecord;
 use self::files::{at, count_some, link, make_dir, names_in, read, remove, remove_dir_if_empty, tidy_dir, write};
 pub use self::late::{LateRecord, Verdict};
 use crate::kernel::process::Process;
@@ -34,6 +39,7 @@ use crate::model::admit::Confirmed;
 use crate::model::facts::{Fingerprint, NetnsId, Tables};
 use crate::model::names::{ContainerId, IfName, JailName};
 use crate::model::objects::{Element, Part};
+use crate::model::policy::Forward;
 
 const ROOT: &str = "/run/tunjail";
 /// Raised when a record's meaning changes.
@@ -93,6 +99,9 @@ pub enum MemberState {
 pub struct ContainerRecord {
     pub id: ContainerId,
     pub process: Process,
+    /// Ports of the exit that its annotation asks for, or that were given to it since.
+    #[serde(default)]
+    pub forwards: Vec<Forward>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +113,9 @@ pub struct MemberRecord {
     pub interfaces: Vec<Confirmed>,
     /// The lock's fingerprint.
     pub lock: Option<Fingerprint>,
+    /// Ports of the exit that the configuration asks for.
+    #[serde(default)]
+    pub configured: Vec<Forward>,
 }
 
 /// The records. Reading needs no lock: every write is atomic.
@@ -181,6 +193,17 @@ impl Store {
         }
         let member: Option<MemberRecord> = read(&path)?;
         Ok(member.filter(|member| member.containers.iter().any(|container| container.id == *id)))
+    }
+
+    /// The containers whose ids begin with `text`; one alone when it is its whole id.
+    pub fn containers_like(&self, text: &str) -> Result<Vec<ContainerId>, StoreError> {
+        let ids = names_in(&self.root.join("containers"))?.into_iter().filter(|id| id.starts_with(text));
+        let mut ids: Vec<ContainerId> = ids.filter_map(|id| id.parse().ok()).collect();
+        if ids.iter().any(|id| id.as_str() == text) {
+            ids.retain(|id| id.as_str() == text);
+        }
+        ids.sort();
+        Ok(ids)
     }
 
     /// Every jail that has a record, in order.
@@ -315,6 +338,7 @@ impl LockedStore {
             directories.iter().try_for_each(|directory| make_dir(directory))?;
         }
         self.update_member(member)?;
+        self.link_forwards(member)?;
         let target = link_target(member);
         for container in &member.containers {
             link(&target, &self.container_path(&container.id))?;
@@ -345,6 +369,7 @@ impl LockedStore {
     /// Removes the member with its links and those claims that are still its own.
     pub fn remove_member(&self, member: &MemberRecord, membership: &[Element]) -> Result<(), StoreError> {
         self.release(member, &member.containers, membership)?;
+        self.release_forwards(member, &member.forwards())?;
         remove(&self.member_path(&member.jail, member.netns))
     }
 
@@ -372,11 +397,12 @@ impl LockedStore {
     pub fn tidy(self) -> Result<(), StoreError> {
         let Ok(jails) = self.jails() else { return Ok(()) };
         for jail in &jails {
-            for directory in [self.members_dir(jail), self.jail_dir(jail).join("claims"), self.jail_dir(jail)] {
-                tidy_dir(&directory)?;
+            let parts = [self.members_dir(jail), self.jail_dir(jail).join("claims"), self.forwards_dir(jail)];
+            for directory in parts.iter().chain([&self.jail_dir(jail)]) {
+                tidy_dir(directory)?;
             }
         }
-        let parts = [self.jails_dir(), self.late_dir(), self.root.join("containers")];
+        let parts = [self.jails_dir(), self.late_dir(), self.endpoints_dir(), self.root.join("containers")];
         for part in &parts {
             tidy_dir(part)?;
         }

@@ -117,7 +117,7 @@ fn nothing_leaves_when_the_exit_never_came() {
 
 /// What somebody else wipes.
 #[derive(Debug, Clone, Copy)]
-enum Wipe {
+pub enum Wipe {
     /// All of nftables: what `systemctl restart nftables` does.
     Ruleset,
     /// All ip rules, both families, as they come back after a flush by hand.
@@ -127,7 +127,7 @@ enum Wipe {
 }
 
 impl Wipe {
-    fn happen(self, lab: &Lab) {
+    pub fn happen(self, lab: &Lab) {
         match self {
             Self::Ruleset => drop(lab.sh("nft flush ruleset")),
             Self::Rules => drop(lab.sh("for family in -4 -6; do

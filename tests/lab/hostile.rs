@@ -2,10 +2,12 @@
 //! half of it.
 
 mod callers;
-mod forged;
+pub mod forged;
 mod links;
+mod local;
 mod neighbours;
-mod services;
+mod routers;
+pub mod services;
 mod told;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -88,7 +90,7 @@ impl Attacker {
     }
 }
 
-fn mac_of(links: &str) -> Mac {
+pub fn mac_of(links: &str) -> Mac {
     let links: Value = serde_json::from_str(links).expect("JSON from ip");
     mac(links[0]["address"].as_str().expect("a MAC address"))
 }

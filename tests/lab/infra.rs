@@ -26,8 +26,9 @@ fn the_host_reaches_everything_by_its_uplink() {
     }
     for server in [DNS4, DNS6] {
         assert_eq!(answer(&lab.probe(&["dns", server, "name.example"])), SERVICE4);
+        assert_eq!(answer(&lab.probe(&["dns-tcp", server, "name.example"])), SERVICE4);
     }
-    assert_eq!(lab.dns_queries().iter().filter(|name| *name == "name.example").count(), 2);
+    assert_eq!(lab.askers("name.example"), [ROUTER4, ROUTER4, HOST6, HOST6]);
 }
 
 #[test]

@@ -269,7 +269,7 @@ fn containerd_reads_the_installed_handler() {
         assert_eq!(runtimes["tunjail"]["options"]["BinaryName"].as_str(), Some(product::RUNTIME));
         assert_eq!(runtimes["tunjail"]["runtime_type"].as_str(), Some("io.containerd.runc.v2"));
         for key in ["pod_annotations", "container_annotations"] {
-            assert_eq!(runtimes["tunjail"][key].to_string(), "[\"io.tunjail.jail\"]");
+            assert_eq!(runtimes["tunjail"][key].to_string(), "[\"io.tunjail.jail\", \"io.tunjail.forward\"]");
         }
         assert_eq!(cri["containerd"]["default_runtime_name"].as_str(), Some("runc"));
         assert_eq!(runtimes["runc"]["runtime_type"].as_str(), Some("io.containerd.runc.v2"), "the default is gone");

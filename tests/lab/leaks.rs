@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::run::Cmd;
-use crate::vpn::{CLIENT_PORTS, TUNNEL_NET4, TUNNEL_NET6};
-use crate::world::{HOST4, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, VPN4};
+use crate::uplink::{NIC_NET4, NIC_NET6};
+use crate::vpn::{CLIENT_PORTS, SERVER_PORTS, TUNNEL_NET4, TUNNEL_NET6};
+use crate::world::{HOST4, HOST4_MOVED, HOST6, LAN_NET4, LAN_NET6, Lab, Netns, VPN_NET4};
 
 /// Packets from the host's uplink since the last reset, by where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +24,9 @@ pub struct Leaks {
     pub lan6: u64,
     /// Frames that are neither IP nor ARP.
     pub other: u64,
-    /// Resets and ICMP unreachables in the name of the tunnel's own address: what the *host* answers, by its main
-    /// table, to a late packet out of the tunnel for a connection that it no longer knows. No packet of a member, but
+    /// Resets and ICMP unreachables in the name of an exit's own address: what the *host* answers, by its main table, to
+    /// a late packet that came in by the exit for a connection that it no longer knows; and such a packet itself when it
+    /// is for an address that the exit has lost: the host, as a router, sends it on. No packet of a member, but
     /// whoever watches the uplink learns whom one of them talked to.
     pub stray: u64,
     /// ARP that does not speak for the host's own address.
@@ -84,14 +86,15 @@ impl Counters {
                     ether type arp counter name foreign_arp accept
                     ether saddr {mac} ip saddr {HOST4} ip protocol igmp counter name own accept
                     ether saddr {mac} ip6 saddr {{ ::, fe80::/10, {HOST6} }} icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }} counter name own accept
-                    ip saddr {HOST4} ip daddr {VPN4} udp sport {CLIENT_PORTS}-{last} udp dport 1194 counter name transport accept
-                    ip saddr {HOST4} ip daddr {VPN4} icmp type destination-unreachable @th,224,32 {quoted:#x}-{quoted_last:#x} counter name transport accept
+                    {transport}
                     ether type ip update @seen4 {{ ip saddr . ip daddr . meta l4proto . th sport . th dport }}
                     ether type ip6 update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport }}
-                    ip saddr {TUNNEL_NET4} tcp flags & rst == rst counter name stray accept
-                    ip saddr {TUNNEL_NET4} icmp type destination-unreachable counter name stray accept
-                    ip6 saddr {TUNNEL_NET6} tcp flags & rst == rst counter name stray accept
-                    ip6 saddr {TUNNEL_NET6} icmpv6 type destination-unreachable counter name stray accept
+                    ip saddr {{ {TUNNEL_NET4}, {NIC_NET4} }} tcp flags & rst == rst counter name stray accept
+                    ip saddr {{ {TUNNEL_NET4}, {NIC_NET4} }} icmp type destination-unreachable counter name stray accept
+                    ip6 saddr {{ {TUNNEL_NET6}, {NIC_NET6} }} tcp flags & rst == rst counter name stray accept
+                    ip6 saddr {{ {TUNNEL_NET6}, {NIC_NET6} }} icmpv6 type destination-unreachable counter name stray accept
+                    ip daddr {NIC_NET4} counter name stray accept
+                    ip6 daddr {NIC_NET6} counter name stray accept
                     ip daddr {LAN_NET4} counter name lan4 accept
                     ip6 daddr {LAN_NET6} counter name lan6 accept
                     ether type ip counter name v4 accept
@@ -99,12 +102,23 @@ impl Counters {
                     counter name other
                 }}
             }}",
-            last = CLIENT_PORTS + 63,
-            quoted = (1194u32 << 16) | u32::from(CLIENT_PORTS),
-            quoted_last = (1194u32 << 16) | u32::from(CLIENT_PORTS + 63),
+            transport = SERVER_PORTS.map(transport).join("\n"),
         ));
         Self
     }
+}
+
+/// A tunnel's own packets to this port of its server, from any of the host's addresses.
+fn transport(port: u16) -> String {
+    let last = CLIENT_PORTS + 63;
+    let quoted = |client: u16| (u32::from(port) << 16) | u32::from(client);
+    let from_to = format!("ip saddr {{ {HOST4}, {HOST4_MOVED} }} ip daddr {VPN_NET4}");
+    format!(
+        "{from_to} udp sport {CLIENT_PORTS}-{last} udp dport {port} counter name transport accept
+        {from_to} icmp type destination-unreachable @th,224,32 {:#x}-{:#x} counter name transport accept",
+        quoted(CLIENT_PORTS),
+        quoted(last)
+    )
 }
 
 impl Lab {
@@ -137,7 +151,10 @@ impl Lab {
     pub fn leaked_flows(&self) -> String {
         let list = |set| Cmd::new("nft", &["list", "set", "netdev", "leaks", set]).within(&self.router).ok();
         let text = list("seen4") + &list("seen6");
-        text.lines().filter(|line| line.contains(" . ") && !line.contains("typeof")).collect::<Vec<_>>().join("\n")
+        text.lines()
+            .filter(|line| line.contains(" . ") && !line.trim_start().starts_with("type"))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Waits until the uplink has been quiet for a while: nothing is under way any more.

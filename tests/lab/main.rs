@@ -15,6 +15,9 @@
 //!                       bridge `vpn` 172.18.0.1/16           what an engine makes, with members on it
 //! ```
 //!
+//! Where a test wants a second exit, [`uplink`] adds another provider beside the router: `isp`, at the other end of the
+//! host's eth1.
+//!
 //! IPv6 runs beside it: 2001:db8:178::/64 is the LAN, 2001:db8:51::/64 the internet, 2001:db8:113::10 the VPN server,
 //! fd00:18::/64 the bridge.
 //!
@@ -36,11 +39,13 @@ mod guest;
 mod leaks;
 mod pki;
 mod product;
+mod resolver;
 mod rootfs;
 mod run;
 mod scene;
 mod snapshot;
 mod tools;
+mod uplink;
 mod vpn;
 mod world;
 mod yard;
@@ -48,13 +53,21 @@ mod yard;
 mod chaos;
 mod closed;
 mod containerd;
+mod dns;
 mod engines;
+mod exits;
+mod forward;
+mod host;
 mod hostile;
 mod infra;
 mod install;
 mod late;
 mod matrix;
+mod openvpn;
+mod recipe;
 mod refusals;
 mod runtime;
 mod teardown;
+mod traffic;
+mod wireguard;
 mod works;

@@ -16,7 +16,7 @@ use crate::world::{Lab, SERVICE4, SERVICE6};
 pub struct Scene {
     pub client: Client,
     /// Runs until the scene is over.
-    _server: Vpn,
+    pub server: Vpn,
     pub bridge: Bridge,
     pub lab: Lab,
 }
@@ -29,7 +29,7 @@ impl Scene {
         let client = server.client(Some(&lab.exit_script()));
         let bridge = Bridge::new(&lab);
         lab.configure(config);
-        Self { client, _server: server, bridge, lab }
+        Self { client, server, bridge, lab }
     }
 
     /// A member of the jail: 172.18.0.`n`, fd00:18::`n`.
@@ -61,23 +61,28 @@ impl Lab {
     /// What people had before: policy routing by the exit and nothing behind it. The positive controls use it, so that
     /// what they show is the traffic of a container whose exit goes.
     pub fn recipe(&self) {
-        self.sh(&recipe("add"));
+        self.recipe_by(TUN);
+    }
+
+    /// The same by another exit.
+    pub fn recipe_by(&self, exit: &str) {
+        self.sh(&recipe("add", exit));
     }
 
     /// Takes away what [`Lab::recipe`] did, as far as the exit has not taken it along.
     pub fn no_recipe(&self) {
-        self.sh(&recipe("del").replace('\n', " || true\n"));
+        self.sh(&recipe("del", TUN).replace('\n', " || true\n"));
     }
 }
 
-fn recipe(verb: &str) -> String {
+fn recipe(verb: &str, exit: &str) -> String {
     format!(
         "ip rule {verb} from 172.18.0.0/16 lookup 4000 pref 900
         ip -6 rule {verb} from fd00:18::/64 lookup 4000 pref 900
         ip route {verb} 172.18.0.0/16 dev {BRIDGE} table 4000
         ip -6 route {verb} fd00:18::/64 dev {BRIDGE} table 4000
-        ip route {verb} default dev {TUN} table 4000
-        ip -6 route {verb} default dev {TUN} table 4000\n"
+        ip route {verb} default dev {exit} table 4000
+        ip -6 route {verb} default dev {exit} table 4000\n"
     )
 }
 

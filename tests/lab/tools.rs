@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("crun", "crun"),
     ("ctr", "containerd"),
     ("dnsmasq", "dnsmasq-base"),
+    ("curl", "curl"),
     ("docker", "docker.io"),
     ("dockerd", "docker.io"),
     ("ip", "iproute2"),
@@ -25,6 +26,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("slirp4netns", "slirp4netns"),
     ("strace", "strace"),
+    ("wg", "wireguard-tools"),
+    ("wg-quick", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
 ];
 
 /// The program's absolute path.

@@ -11,10 +11,13 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::guest::Guest;
 use crate::leaks::Counters;
+use crate::resolver::{Answers, Resolver};
 use crate::run::{Cmd, Job, Out, wait_until};
 use crate::{product, rootfs, tools};
 
 pub const HOST4: &str = "192.168.178.2";
+/// What the host's uplink may be given instead.
+pub const HOST4_MOVED: &str = "192.168.178.3";
 pub const HOST6: &str = "2001:db8:178::2";
 pub const LAN4: &str = "192.168.178.50";
 pub const LAN6: &str = "2001:db8:178::50";
@@ -26,6 +29,8 @@ pub const SERVICE6: &str = "2001:db8:51::80";
 pub const DNS4: &str = "198.51.100.53";
 pub const DNS6: &str = "2001:db8:51::53";
 pub const VPN4: &str = "203.0.113.10";
+/// The net that the VPN servers are in.
+pub const VPN_NET4: &str = "203.0.113.0/24";
 pub const VPN6: &str = "2001:db8:113::10";
 /// The router's side of the internet: whom the world sees when the host's own traffic goes out.
 pub const ROUTER4: &str = "198.51.100.1";
@@ -95,6 +100,7 @@ pub struct Lab {
     counters: OnceCell<Counters>,
     tools: OnceCell<Guest>,
     services: Vec<Job>,
+    dns: Resolver,
     init: Job,
 }
 
@@ -120,7 +126,8 @@ impl Lab {
             create_dir_all(path).expect("a control group");
         }
         let (counters, tools) = (OnceCell::new(), OnceCell::new());
-        let mut lab = Self { router, lan, inet, vpn, outer_proc, counters, tools, services: Vec::new(), init };
+        let dns = Resolver::start(Some(&inet), "dns", &[DNS4, DNS6], Answers::Always(SERVICE4));
+        let mut lab = Self { router, lan, inet, vpn, outer_proc, counters, tools, services: Vec::new(), dns, init };
         lab.serve();
         lab.counters();
         lab.warm_up();
@@ -182,11 +189,9 @@ impl Lab {
         self.counters.get_or_init(|| Counters::place(&self.router))
     }
 
-    /// Names that the internet's resolver was asked for, in order.
-    pub fn dns_queries(&self) -> Vec<String> {
-        let log = fs::read_to_string(Path::new(DIR).join("dnsmasq.log")).unwrap_or_default();
-        let words = |line: &str| line.split_once("query[").map(|(_, rest)| rest.to_string());
-        log.lines().filter_map(words).filter_map(|rest| rest.split_whitespace().nth(1).map(Into::into)).collect()
+    /// Who asked the internet's resolver for a name, each time.
+    pub fn askers(&self, name: &str) -> Vec<String> {
+        self.dns.askers(name)
     }
 
     /// Links take up to a second to carry their first packet (the kernel defers carrier events, net/core/link_watch.c),
@@ -207,14 +212,6 @@ impl Lab {
         };
         self.services.push(serve(&self.inet, &[SERVICE4, SERVICE6]));
         self.services.push(serve(&self.lan, &[LAN4, LAN6]));
-        let dns = format!(
-            "--no-daemon --conf-file=/dev/null --no-resolv --no-hosts --bind-interfaces --user=root --pid-file= \
-             --listen-address={DNS4},{DNS6} --address=/#/{SERVICE4} --log-queries --log-facility={DIR}/dnsmasq.log"
-        );
-        self.services.push(Cmd::new("dnsmasq", &dns.split(' ').collect::<Vec<_>>()).within(&self.inet).spawn());
-        wait_until("the lab's resolver", Duration::from_secs(5), || {
-            self.inet.probe(&["dns", DNS4, "ready.example"]).json()["ok"] == true
-        });
     }
 }
 
@@ -223,6 +220,7 @@ impl Drop for Lab {
         // The kernel ends everything else in the pid namespace with its first process, which then waits until the test
         // has buried its own children in there.
         self.services.clear();
+        self.dns.end();
         self.tools.take();
         self.init.end();
         for path in cgroups() {

@@ -133,6 +133,13 @@ pub fn annotated(id: &str, pid: u32, jail: &str) -> String {
         .to_string()
 }
 
+/// The same in no jail by name, asking for ports of the exit.
+pub fn asking(id: &str, pid: u32, ports: &str) -> String {
+    let annotations = json!({"io.tunjail.forward": ports});
+    json!({"ociVersion": "1.0", "id": id, "status": "created", "pid": pid, "bundle": "/", "annotations": annotations})
+        .to_string()
+}
+
 /// What runc writes to a poststop hook.
 pub fn stopped(id: &str) -> String {
     json!({"ociVersion": "1.0.2-dev", "id": id, "status": "stopped", "bundle": "/run/lab"}).to_string()

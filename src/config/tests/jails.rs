@@ -1,6 +1,7 @@
 //! What a jail must not say, one test for each promise of `Jail`.
 
 use super::*;
+use crate::model::policy::{Dns, Routes};
 
 #[test]
 fn subnets_and_exit_are_required() {
@@ -64,7 +65,10 @@ fn nets_like_a_default_route_are_refused() {
         );
         assert_eq!(
             refused_with(&format!("allow = [\"{net}\"]")),
-            format!("t.toml:4: jail.vpn: allow {net} would end the jail; list the nets that members need")
+            format!(
+                "t.toml:4: jail.vpn: allow {net} would end the jail; list the nets that members need, such as \
+                 \"192.168.178.0/24\"; to everywhere else they go by the exit"
+            )
         );
     }
 }
@@ -135,7 +139,7 @@ fn bad_gateways_are_refused() {
         ),
         (
             "[\"192.0.2.1\", \"192.0.2.2\"]",
-            "gateways 192.0.2.1 and 192.0.2.2 are of one family; name at most one IPv4 and one IPv6 gateway",
+            "gateways 192.0.2.1 and 192.0.2.2 are of one family; name at most one IPv4 and one IPv6 gateway for each exit",
         ),
         (
             "\"127.0.0.1\"",
@@ -220,4 +224,102 @@ fn two_jails_share_nothing() {
         two(&format!("{a}\nbridge = \"br0\""), &format!("{b}\nbridge = \"br0\"")),
         "t.toml:8: jail.b: bridge br0 belongs to jail.a (t.toml:4); put the subnets of one bridge into one jail"
     );
+}
+
+#[test]
+fn who_answers_names_is_a_word_or_a_list_of_servers() {
+    let dns = |line: &str| accepted_with(line).dns;
+    assert_eq!(accepted_with("").dns, Dns::Block);
+    assert_eq!(dns("dns = \"engine\""), Dns::Engine);
+    assert_eq!(dns("dns = \"block\""), Dns::Block);
+    let servers = |texts: &[&str]| Dns::Servers(texts.iter().map(|text| text.parse().unwrap()).collect());
+    assert_eq!(dns("dns = \"192.0.2.53\""), servers(&["192.0.2.53"]));
+    assert_eq!(dns("dns = [\"2001:db8::53\", \"192.0.2.53\"]"), servers(&["2001:db8::53", "192.0.2.53"]));
+    for (value, expected) in [
+        ("[]", "dns is empty; write for example: dns = [\"192.0.2.53\"]"),
+        (
+            "[\"dns.example\"]",
+            "dns \"dns.example\" is not an address; list servers as in dns = [\"192.0.2.53\"], or write \"engine\" or \"block\"",
+        ),
+        (
+            "[\"192.0.2.53\", \"engine\"]",
+            "dns \"engine\" stands alone, not in a list; write dns = \"engine\", or list servers only",
+        ),
+        (
+            "[\"172.18.0.53\"]",
+            "dns server 172.18.0.53 lies in the jail's own subnet 172.18.0.0/16; name one that is reached by the exit, or leave dns out and let members ask it themselves",
+        ),
+        ("[\"127.0.0.53\"]", "dns server 127.0.0.53 is loopback; name one that is reached by the exit"),
+        ("[\"fe80::1\"]", "dns server fe80::1 is link-local; name one that is reached by the exit"),
+        (
+            "[\"255.255.255.255\"]",
+            "dns server 255.255.255.255 is the broadcast address; name one that is reached by the exit",
+        ),
+        ("[\"192.0.2.53\", \"192.0.2.53\"]", "dns server 192.0.2.53 is named twice; name it once"),
+    ] {
+        assert_eq!(refused_with(&format!("dns = {value}")), format!("t.toml:4: jail.vpn: {expected}"));
+    }
+}
+
+#[test]
+fn ports_of_the_host_are_listed() {
+    assert!(accepted_with("").host.is_empty());
+    let host = accepted_with("host = [\"udp/123\", \"tcp/53\"]").host;
+    assert_eq!(host, ["udp/123".parse().unwrap(), "tcp/53".parse().unwrap()]);
+    for (value, expected) in [
+        (
+            "[]",
+            "host is empty; write for example: host = [\"udp/123\"], or leave it out to keep every port of the host closed",
+        ),
+        ("[\"udp/0\"]", "port \"udp/0\" is not a port; write tcp/N or udp/N with N from 1 to 65535"),
+        ("[\"udp/65536\"]", "port \"udp/65536\" is not a port; write tcp/N or udp/N with N from 1 to 65535"),
+        ("[\"udp/1\", \"udp/1\"]", "port udp/1 is named twice; name it once"),
+    ] {
+        assert_eq!(refused_with(&format!("host = {value}")), format!("t.toml:4: jail.vpn: {expected}"));
+    }
+}
+
+#[test]
+fn forwarded_ports_lead_to_whoever_asks_or_to_one_address() {
+    let forward = accepted_with("forward = [\"tcp/8443:443\", { port = \"udp/51413\", to = \"172.18.0.2\" }]").forward;
+    assert_eq!((forward[0].to_string().as_str(), forward[0].to), ("tcp/8443:443", None));
+    assert_eq!((forward[1].to_string().as_str(), forward[1].to), ("udp/51413", Some("172.18.0.2".parse().unwrap())));
+    let not_a_forward = "is not a forwarded port; write tcp/N or udp/N, or tcp/N:M when the member listens on M, with N and M from 1 to 65535";
+    for (value, expected) in [
+        ("[]", "forward is empty; write for example: forward = [\"tcp/51413\"], or leave it out to forward none"),
+        ("[\"tcp/0\"]", &format!("\"tcp/0\" {not_a_forward}")),
+        ("[\"tcp/1:65536\"]", &format!("\"tcp/1:65536\" {not_a_forward}")),
+        ("[\"tcp/1:2\", \"tcp/1:3\"]", "port tcp/1 is named twice; name it once"),
+        (
+            "[{ port = \"tcp/1\", to = \"x\" }]",
+            "forward to \"x\" is not an address; name a member's, such as to = \"172.18.0.2\"",
+        ),
+        (
+            "[{ port = \"tcp/1\", to = \"192.0.2.1\" }]",
+            "forward to 192.0.2.1 leads out of the jail; name an address of its subnets",
+        ),
+    ] {
+        assert_eq!(refused_with(&format!("forward = {value}")), format!("t.toml:4: jail.vpn: {expected}"));
+    }
+    let message = refused_with("forward = [{ port = \"tcp/1\" }]");
+    assert!(message.contains("missing key `to`"), "{message}");
+    let message = refused_with("forward = [1]");
+    assert!(message.contains("expected a port such as \"tcp/8443:443\" or a table such as"), "{message}");
+}
+
+#[test]
+fn foreign_routes_need_their_table_and_no_gateway() {
+    assert_eq!(accepted_with("").routes, Routes::Own);
+    assert_eq!(accepted_with("routes = \"own\"").routes, Routes::Own);
+    assert_eq!(accepted_with("table = 100\nroutes = \"foreign\"").routes, Routes::Foreign);
+    assert_eq!(
+        refused_with("routes = \"foreign\""),
+        "t.toml:4: jail.vpn: routes = \"foreign\" needs the table that they stand in; add a line such as: table = 100"
+    );
+    assert_eq!(
+        refused_with("table = 100\ngateway = \"192.0.2.1\"\nroutes = \"foreign\""),
+        "t.toml:6: jail.vpn: gateway has no meaning with routes = \"foreign\"; remove one of the two lines"
+    );
+    let message = refused_with("routes = \"x\"");
+    assert!(message.contains("unknown variant `x`, expected `own` or `foreign`"), "{message}");
 }

@@ -24,6 +24,13 @@ fn refused_with(lines: &str) -> String {
     refused(&format!("[jail.vpn]\nsubnets = [\"172.18.0.0/16\", \"fd00:18::/64\"]\nexit = \"tun0\"\n{lines}"))
 }
 
+/// The jail with these lines after subnets and exit.
+#[track_caller]
+fn accepted_with(lines: &str) -> Jail {
+    let text = format!("[jail.vpn]\nsubnets = [\"172.18.0.0/16\", \"fd00:18::/64\"]\nexit = \"tun0\"\n{lines}");
+    parse(&text).unwrap_or_else(|error| panic!("{error}")).jails.remove(0)
+}
+
 /// The message for a jail whose only subnet is `subnet`, which stands in line 3.
 #[track_caller]
 fn refused_subnet(subnet: &str) -> String {
@@ -78,6 +85,8 @@ fn a_gateway_may_be_one_of_each_family() {
     assert_eq!(jail_of("gateway = \"192.0.2.1\"").gateways, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
     let both = ["192.0.2.1".parse::<IpAddr>().unwrap(), "fe80::1".parse().unwrap()];
     assert_eq!(jail_of("gateway = [\"192.0.2.1\", \"fe80::1\"]").gateways, both);
+    let text = "[jail.vpn]\nsubnets = [\"172.18.0.0/16\"]\nexit = [\"eth1\", \"eth2\"]\ngateway = [\"192.0.2.1\", \"198.51.100.1\"]\n";
+    assert_eq!(Config::parse(Path::new("t.toml"), text).unwrap().jails[0].gateways.len(), 2, "one for each exit");
 }
 
 #[test]
@@ -141,7 +150,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
     assert_eq!(
         refused_with("exits = \"tun1\""),
         "t.toml:4: jail.vpn: unknown key `exits`, expected one of `subnets`, `exit`, `gateway`, `allow`, `dns`, `host`, \
-         `bridge`, `table`, `enrolled_only`"
+         `forward`, `bridge`, `table`, `routes`, `enrolled_only`"
     );
     assert_eq!(
         refused_with("allow = [\n  { net = \"192.0.2.1\", port = 1 }]"),
@@ -184,20 +193,6 @@ fn wrong_types_say_what_was_expected() {
     assert_eq!(
         refused("[jail]\nvpn = 1"),
         "t.toml:2: jail.vpn: invalid type: integer `1`, expected a table of settings, such as under [jail.vpn]"
-    );
-}
-
-#[test]
-fn dns_and_host_are_refused_for_now() {
-    assert_eq!(
-        refused_with("dns = [\"192.0.2.53\"]"),
-        "t.toml:4: jail.vpn: dns is not supported yet; remove the line: names are asked through the exit only by \
-         servers that the container itself names"
-    );
-    assert_eq!(
-        refused_with("host = [\"udp/123\"]"),
-        "t.toml:4: jail.vpn: host is not supported yet; remove the line: members reach no port of the host, but may \
-         ping it"
     );
 }
 

@@ -9,10 +9,13 @@ use anyhow::{Context, Result, bail};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, value};
 
 use super::{Host, Plan, Wanted};
+use crate::oci;
 
 pub const CONFIG: &str = "/etc/containerd/config.toml";
 pub const HANDLER: &str = "tunjail";
-pub const ANNOTATION: &str = "io.tunjail.jail";
+pub const ANNOTATION: &str = oci::ANNOTATION;
+/// What the handler hands on to the hook.
+const HANDED_ON: [&str; 2] = [oci::ANNOTATION, oci::FORWARD];
 
 const RUNTIME_TYPE: &str = "io.containerd.runc.v2";
 const PROGRAMS: [&str; 4] =
@@ -205,12 +208,14 @@ fn set(table: &mut dyn TableLike, key: &str, text: &str) {
 fn pass_on(handler: &mut dyn TableLike, key: &str) -> Result<()> {
     match handler.get_mut(key) {
         None => {
-            handler.insert(key, value(Array::from_iter([ANNOTATION])));
+            handler.insert(key, value(Array::from_iter(HANDED_ON)));
         }
         Some(item) => {
             let list = item.as_array_mut().with_context(|| format!("{CONFIG}: {key} is not a list"))?;
-            if !list.iter().any(|there| there.as_str() == Some(ANNOTATION)) {
-                list.push(ANNOTATION);
+            for annotation in HANDED_ON {
+                if !list.iter().any(|there| there.as_str() == Some(annotation)) {
+                    list.push(annotation);
+                }
             }
         }
     }

@@ -115,6 +115,11 @@ impl Daemon {
         self.whole.get("runtimes")?.get(name)
     }
 
+    /// Whether it names DNS servers for containers.
+    pub fn names_servers(&self) -> bool {
+        self.whole.get("dns").and_then(Value::as_array).is_some_and(|servers| !servers.is_empty())
+    }
+
     /// A key of `features`.
     pub fn feature(&self, name: &str) -> Option<bool> {
         self.whole.get("features")?.get(name)?.as_bool()

@@ -40,7 +40,7 @@ impl Way {
 const PLACES: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
 
 /// The engine's program, when it is installed.
-fn program(host: &Host, name: &str) -> Option<PathBuf> {
+pub(super) fn program(host: &Host, name: &str) -> Option<PathBuf> {
     PLACES.iter().map(|place| Path::new(place).join(name)).find(|path| host.has_program(path))
 }
 

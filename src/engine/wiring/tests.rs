@@ -234,7 +234,11 @@ fn handlers_of_containerd() {
     let yard = Yard::new(&[CONTAINERD]);
     yard.install(Target::Containerd);
     let config = containerd::CONFIG;
-    yard.edit(config, "pod_annotations = [\"io.tunjail.jail\"]", "pod_annotations = [\"io.tunjail.*\"]");
+    yard.edit(
+        config,
+        "pod_annotations = [\"io.tunjail.jail\", \"io.tunjail.forward\"]",
+        "pod_annotations = [\"io.tunjail.*\"]",
+    );
     yard.assert_found(State::Live, "containerd", &["by annotation or address"]);
     yard.edit(config, "pod_annotations = [\"io.tunjail.*\"]", "pod_annotations = []");
     yard.assert_found(State::Doubtful, "containerd", &["only the address decides"]);

@@ -4,8 +4,10 @@
 //! by the first member, from text that an administrator can read.
 
 mod counters;
+mod expression;
 mod lock;
 mod nft;
+mod steering;
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
@@ -19,9 +21,10 @@ use nix::libc;
 
 pub use self::counters::{Counter, counters, elements};
 pub use self::lock::close as close_lock;
-pub use self::nft::{check, find as find_nft, load};
+pub use self::nft::{check, find as find_nft, load, ruleset};
+pub use self::steering::steer;
 use super::KernelError;
-use super::nfnetlink::{Answer, Nfnl, Request};
+use super::nfnetlink::{Answer, Nfnl, Request, values};
 use crate::model::facts::Fingerprint;
 use crate::model::objects::{Element, Set, TableId};
 
@@ -62,6 +65,7 @@ const NFTA_RULE_POSITION: u16 = 6;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
 
 #[derive(Default)]
@@ -81,16 +85,6 @@ impl Digest {
     }
 }
 
-/// The values of the attributes of this kind.
-fn values(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
-    NlasIterator::new(attributes).flatten().filter(move |attribute| attribute.kind() == kind).map(|attribute| {
-        // `value()` borrows from the attribute; its buffer outlives that.
-        const HEADER_LEN: usize = 4;
-        let end = HEADER_LEN + attribute.value_length();
-        attribute.into_inner().get(HEADER_LEN..end).unwrap_or_default()
-    })
-}
-
 fn string_in(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     values(attributes, kind).next().map(|value| value.strip_suffix(b"\0").unwrap_or(value))
 }
@@ -105,8 +99,7 @@ pub fn add_elements(nfnl: &mut Nfnl, elements: &[Element]) -> Result<(), KernelE
 }
 
 fn additions(elements: &[Element]) -> Vec<Request> {
-    by_set(elements)
-        .into_iter()
+    in_messages(elements, Carry::Whole)
         .map(|((table, _), message)| Request {
             family: table.family,
             message: NfTablesMessage::NewSetElement(message),
@@ -118,8 +111,7 @@ fn additions(elements: &[Element]) -> Vec<Request> {
 /// Removes `elements`; one that is gone already, or whose table is, is no error.
 pub fn delete_elements(nfnl: &mut Nfnl, elements: &[Element]) -> Result<(), KernelError> {
     let delete = |nfnl: &mut Nfnl, elements: &[Element]| {
-        let requests = by_set(elements)
-            .into_iter()
+        let requests = in_messages(elements, Carry::Key)
             .map(|((table, _), message)| Request {
                 family: table.family,
                 message: NfTablesMessage::DeleteSetElement(message),
@@ -141,11 +133,20 @@ pub fn delete_elements(nfnl: &mut Nfnl, elements: &[Element]) -> Result<(), Kern
     }
 }
 
-/// The first of `elements` that the kernel does not hold.
+/// The first of `elements` that the kernel does not hold, or holds with another value.
 pub fn first_missing<'a>(nfnl: &mut Nfnl, elements: &'a [Element]) -> Result<Option<&'a Element>, KernelError> {
+    for some in elements.chunks(MOST) {
+        if let Some(missing) = first_missing_of(nfnl, some)? {
+            return Ok(Some(missing));
+        }
+    }
+    Ok(None)
+}
+
+fn first_missing_of<'a>(nfnl: &mut Nfnl, elements: &'a [Element]) -> Result<Option<&'a Element>, KernelError> {
     let mut sets = Vec::new();
     let mut messages = Vec::new();
-    for ((table, set), message) in by_set(elements) {
+    for ((table, set), message) in in_messages(elements, Carry::Key) {
         sets.push((table, set));
         messages.push((table.family, NfTablesMessage::GetSetElement(message)));
     }
@@ -154,8 +155,10 @@ pub fn first_missing<'a>(nfnl: &mut Nfnl, elements: &'a [Element]) -> Result<Opt
         let mut asked = elements.iter().filter(|element| element.table == *table && element.set == set);
         let missing = match answer {
             Ok(answers) => {
-                let there: Vec<&[u8]> = answers.iter().flat_map(keys).collect();
-                asked.find(|element| !there.contains(&element.key_bytes().as_slice()))
+                let there: Vec<(&[u8], &[u8])> = answers.iter().flat_map(pairs).collect();
+                asked.find(|element| {
+                    !there.contains(&(element.key_bytes().as_slice(), element.value_bytes().as_slice()))
+                })
             }
             Err(error) if error.errno() == Some(libc::ENOENT) => asked.next(),
             Err(error) => return Err(error),
@@ -178,12 +181,31 @@ pub fn drop_table(nfnl: &mut Nfnl, table: &TableId) -> Result<(), KernelError> {
     }
 }
 
-/// One message for each set.
-fn by_set(elements: &[Element]) -> BTreeMap<(&TableId, Set), SetElementMessage> {
+/// What is said of an element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carry {
+    /// Enough to find it.
+    Key,
+    /// What a map keeps for it too.
+    Whole,
+}
+
+/// Elements in a message at most: an attribute's length is a 16-bit number (`struct nlattr`, linux/netlink.h).
+const MOST: usize = 500;
+
+/// One message for each set, and more for a set of many.
+fn in_messages(elements: &[Element], carry: Carry) -> impl Iterator<Item = ((&TableId, Set), SetElementMessage)> {
+    elements.chunks(MOST).flat_map(move |some| by_set(some, carry))
+}
+
+fn by_set(elements: &[Element], carry: Carry) -> BTreeMap<(&TableId, Set), SetElementMessage> {
     let mut sets: BTreeMap<(&TableId, Set), Vec<ListAttribute<SetElementAttribute>>> = BTreeMap::new();
     for element in elements {
-        let key = SetElementAttribute::Key(DataAttribute::Value(element.key_bytes()));
-        sets.entry((&element.table, element.set)).or_default().push(ListAttribute::Element(vec![key]));
+        let mut parts = vec![SetElementAttribute::Key(DataAttribute::Value(element.key_bytes()))];
+        if carry == Carry::Whole && !element.value.is_empty() {
+            parts.push(SetElementAttribute::Data(DataAttribute::Value(element.value_bytes())));
+        }
+        sets.entry((&element.table, element.set)).or_default().push(ListAttribute::Element(parts));
     }
     sets.into_iter()
         .map(|((table, set), elements)| {
@@ -197,11 +219,13 @@ fn by_set(elements: &[Element]) -> BTreeMap<(&TableId, Set), SetElementMessage> 
         .collect()
 }
 
-/// The keys of the elements in an answer.
-fn keys(answer: &Answer) -> Vec<&[u8]> {
+/// The keys of the elements in an answer, and their values in a map.
+fn pairs(answer: &Answer) -> Vec<(&[u8], &[u8])> {
+    let data = |element, kind| values(element, kind).next().and_then(|data| values(data, NFTA_DATA_VALUE).next());
     values(answer.attributes(), NFTA_SET_ELEM_LIST_ELEMENTS)
         .flat_map(|elements| values(elements, NFTA_LIST_ELEM))
-        .flat_map(|element| values(element, NFTA_SET_ELEM_KEY))
-        .flat_map(|key| values(key, NFTA_DATA_VALUE))
+        .filter_map(|element| {
+            Some((data(element, NFTA_SET_ELEM_KEY)?, data(element, NFTA_SET_ELEM_DATA).unwrap_or_default()))
+        })
         .collect()
 }

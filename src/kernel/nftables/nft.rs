@@ -29,6 +29,22 @@ pub fn check(script: &str) -> Result<(), KernelError> {
     run(&["--check", "-f", "-"], script)
 }
 
+/// Everything that nft lists, whoever made it.
+pub fn ruleset() -> Result<serde_json::Value, KernelError> {
+    let path = find()?;
+    let output = Command::new(&path)
+        .args(["--json", "list", "ruleset"])
+        .env_clear()
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| KernelError::io(format!("running {}", path.display()), error))?;
+    if !output.status.success() {
+        return Err(complaint(&output));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| KernelError::answer("listing the nftables ruleset", error))
+}
+
 fn run(arguments: &[&str], script: &str) -> Result<(), KernelError> {
     let path = find()?;
     let failed = |error| KernelError::io(format!("running {}", path.display()), error);

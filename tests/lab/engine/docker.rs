@@ -114,6 +114,14 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
+        // It would give each container ten seconds to end by itself, and what they run does not.
+        if !std::thread::panicking() {
+            let running = self.call(&["ps", "--quiet"]).out().stdout;
+            let ids: Vec<&str> = running.split_whitespace().collect();
+            if !ids.is_empty() {
+                self.call(&[&["rm", "--force"], &ids[..]].concat()).out();
+            }
+        }
         // A chance to unmount and to remove its control groups; the lab's end would end it anyway.
         if let Some(mut daemon) = self.daemon.take() {
             daemon.signal(Signal::SIGTERM);

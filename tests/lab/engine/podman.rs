@@ -33,14 +33,7 @@ impl<'lab> Podman<'lab> {
             "/etc/containers/containers.conf",
             "[network]\nnetwork_backend = \"netavark\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n",
         );
-        // As `podman network create` writes it; that command of 4.3 cannot name the bridge.
-        let network = serde_json::json!({
-            "name": BRIDGE, "id": "7".repeat(64), "driver": "bridge", "network_interface": BRIDGE,
-            "created": "2026-01-01T00:00:00Z",
-            "subnets": [{"subnet": SUBNET4, "gateway": GATEWAY4}, {"subnet": SUBNET6, "gateway": GATEWAY6}],
-            "ipv6_enabled": true, "internal": false, "dns_enabled": false, "ipam_options": {"driver": "host-local"},
-        });
-        guest.write(&format!("/etc/containers/networks/{BRIDGE}.json"), &network.to_string());
+        write_network(guest, false);
         // `--userns=auto` takes its ids from here. Podman 5.8 asks libsubid, which wants the user to be one.
         let user = "grep -q ^containers: /etc/passwd || echo containers:x:990:990::/:/bin/false >>/etc/passwd";
         guest.cmd("/bin/sh", &["-ec", user]).ok();
@@ -52,6 +45,12 @@ impl<'lab> Podman<'lab> {
         let tar = rootfs::tar();
         podman.call(&["import", "--quiet", &tar.to_string_lossy(), IMAGE]).ok();
         podman
+    }
+
+    /// The network `vpn` as `podman network create` makes one by default: with aardvark-dns at its gateway.
+    pub fn with_dns(self) -> Self {
+        write_network(&self.guest, true);
+        self
     }
 
     /// Uses another OCI runtime than crun.
@@ -121,6 +120,18 @@ impl<'lab> Podman<'lab> {
     pub fn run(&self, name: &str, options: &[&str]) -> PodmanContainer<'lab> {
         self.try_run(name, options).unwrap_or_else(|out| panic!("podman run {name}: {out:?}"))
     }
+}
+
+/// The network `vpn`, with the engine's resolver at its gateway or without.
+fn write_network(guest: &Guest, with_dns: bool) {
+    // As `podman network create` writes it; that command of 4.3 cannot name the bridge.
+    let network = serde_json::json!({
+        "name": BRIDGE, "id": "7".repeat(64), "driver": "bridge", "network_interface": BRIDGE,
+        "created": "2026-01-01T00:00:00Z",
+        "subnets": [{"subnet": SUBNET4, "gateway": GATEWAY4}, {"subnet": SUBNET6, "gateway": GATEWAY6}],
+        "ipv6_enabled": true, "internal": false, "dns_enabled": with_dns, "ipam_options": {"driver": "host-local"},
+    });
+    guest.write(&format!("/etc/containers/networks/{BRIDGE}.json"), &network.to_string());
 }
 
 pub struct PodmanContainer<'lab> {

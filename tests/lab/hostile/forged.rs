@@ -141,6 +141,8 @@ pub enum Discovery {
     Solicit { target: Ipv6Addr },
     /// A router with a prefix of its own (RFC 4861, 4.2).
     Router { prefix: Ipv6Addr },
+    /// What is for `towards` goes better by `by`, at the sender's MAC (RFC 4861, 4.5).
+    Redirect { by: Ipv6Addr, towards: Ipv6Addr },
 }
 
 /// A neighbour discovery message; `hidden` behind a hop-by-hop header.
@@ -150,6 +152,9 @@ pub fn discovery(to: Mac, from: Sender, addr: Ipv6Addr, what: Discovery, hidden:
     let message = match what {
         Discovery::Advert { target } => [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets(), &link(2)].concat(),
         Discovery::Solicit { target } => [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &link(1)].concat(),
+        Discovery::Redirect { by, towards } => {
+            [&[137, 0, 0, 0, 0, 0, 0, 0][..], &by.octets(), &towards.octets(), &link(2)].concat()
+        }
         Discovery::Router { prefix } => {
             let hour = 3600u32.to_be_bytes();
             let head = [&[134, 0, 0, 0, 64, 0, 0x0e, 0x10][..], &[0; 8]].concat();
@@ -164,6 +169,16 @@ pub fn discovery(to: Mac, from: Sender, addr: Ipv6Addr, what: Discovery, hidden:
         ip6(source, addr, ICMP6, 255, &message)
     };
     ethernet(to, from.mac, IP6, &packet)
+}
+
+/// ICMP redirect: what `hearer` sends `towards` somebody goes better by `by` (RFC 792).
+pub fn redirect(to: Mac, from: Sender, hearer: Ipv4Addr, by: Ipv4Addr, towards: Ipv4Addr) -> Vec<u8> {
+    // About an echo's answer: for anything else a socket has to be there that sent it (icmp_err, net/ipv4/icmp.c).
+    let quoted = ip4(hearer, towards, ICMP, [0x40, 0], &[], &[0, 0, 0, 0, 0, 7, 0, 1]);
+    let mut message = [&[5, 1, 0, 0][..], &by.octets(), &quoted].concat();
+    let sum = checksum(&[&message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ethernet(to, from.mac, IP4, &ip(from.addr, hearer.into(), ICMP, &message))
 }
 
 /// ARP: `says` is at `is_at`. An answer, or a question, which hearers learn from just as well (RFC 826).

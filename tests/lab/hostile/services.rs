@@ -15,7 +15,7 @@ use crate::scene::{self, Scene};
 use crate::world::{HOST4, HOST6, Lab, Netns, ROUTER4, SERVICE4, SERVICE6};
 
 const PROXY: &str = "3128";
-const PUBLISHED: &str = "8080";
+pub const PUBLISHED: &str = "8080";
 /// Another container's address, on a bridge of its own.
 const OTHER4: &str = "172.30.0.2";
 const OTHER6: &str = "fd00:30::2";
@@ -37,7 +37,7 @@ fn proxy(cmd: Cmd) -> Job {
 }
 
 /// A container that nobody jails, with a proxy in it, published on the host as Docker does it.
-fn publish(scene: &Scene) -> (Oci, Vec<Job>) {
+pub fn publish(scene: &Scene) -> (Oci, Vec<Job>) {
     let lab = &scene.lab;
     let netns = Netns::add("other");
     lab.sh(&format!(

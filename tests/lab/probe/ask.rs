@@ -46,6 +46,28 @@ pub fn http(addr: IpAddr, port: u16) -> super::Done {
     say(|| get(connect(addr, port)?))
 }
 
+/// Sends `bytes` to the sink; `body` is what arrived.
+pub fn push(addr: IpAddr, bytes: u64) -> super::Done {
+    say(|| {
+        let mut stream = connect(addr, 9)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        io::copy(&mut io::repeat(7).take(bytes), &mut stream)?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut count = [0; 8];
+        stream.read_exact(&mut count)?;
+        Ok(u64::from_be_bytes(count).to_string())
+    })
+}
+
+/// Gets `bytes` from the source; `body` is what arrived.
+pub fn fetch(addr: IpAddr, bytes: u64) -> super::Done {
+    say(|| {
+        let mut stream = connect(addr, 19)?;
+        stream.write_all(&bytes.to_be_bytes())?;
+        Ok(io::copy(&mut stream, &mut io::sink())?.to_string())
+    })
+}
+
 pub fn via_proxy(proxy: IpAddr, port: u16, to: IpAddr, to_port: u16) -> super::Done {
     say(|| {
         let mut stream = connect(proxy, port)?;
@@ -62,24 +84,53 @@ pub fn via_proxy(proxy: IpAddr, port: u16, to: IpAddr, to_port: u16) -> super::D
     })
 }
 
-pub fn dns(server: IpAddr, name: &str) -> super::Done {
+pub fn dns(server: IpAddr, name: &str, port: u16) -> super::Done {
     say(|| {
-        let mut question = vec![0x54, 0x4a, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        for label in name.split('.') {
-            question.push(u8::try_from(label.len()).map_err(io::Error::other)?);
-            question.extend_from_slice(label.as_bytes());
-        }
-        question.extend_from_slice(&[0, 0, 1, 0, 1]);
-        let socket = udp_to(server, 53)?;
+        let socket = udp_to(server, port)?;
+        let question = question(name)?;
         socket.send(&question)?;
         let mut answer = [0; 512];
         let count = socket.recv(&mut answer)?;
-        // The one A record that the lab's resolver gives ends the answer.
-        match answer[..count].last_chunk::<4>() {
-            Some(last) if answer[7] > 0 => Ok(IpAddr::from(*last).to_string()),
-            _ => Err(io::Error::other("the answer holds no address")),
-        }
+        address_in(&question, &answer[..count])
     })
+}
+
+/// The same by TCP: each message behind its length (RFC 1035, 4.2.2).
+pub fn dns_tcp(server: IpAddr, name: &str, port: u16) -> super::Done {
+    say(|| {
+        let mut stream = connect(server, port)?;
+        let question = question(name)?;
+        let length = u16::try_from(question.len()).map_err(io::Error::other)?;
+        stream.write_all(&[&length.to_be_bytes()[..], &question].concat())?;
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut answer = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut answer)?;
+        address_in(&question, &answer)
+    })
+}
+
+fn question(name: &str) -> io::Result<Vec<u8>> {
+    let mut question = vec![0x54, 0x4a, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len()).map_err(io::Error::other)?);
+        question.extend_from_slice(label.as_bytes());
+    }
+    question.extend_from_slice(&[0, 0, 1, 0, 1]);
+    Ok(question)
+}
+
+/// The one A record behind the question, which every answer repeats. An engine's resolver may put its own words behind it
+/// (EDNS).
+fn address_in(question: &[u8], answer: &[u8]) -> io::Result<String> {
+    /// A pointer to the name, type A, class IN (RFC 1035, 4.1.3 and 4.1.4).
+    const RECORD: [u8; 6] = [0xc0, 0x0c, 0, 1, 0, 1];
+    const TTL_LEN: usize = 4;
+    let record = answer.get(question.len()..).and_then(|rest| rest.strip_prefix(&RECORD));
+    match record.and_then(|rest| rest.get(TTL_LEN..)) {
+        Some([0, 4, a, b, c, d, ..]) if answer[7] > 0 => Ok(IpAddr::from([*a, *b, *c, *d]).to_string()),
+        _ => Err(io::Error::other("the answer holds no address")),
+    }
 }
 
 /// ICMP echo over a raw socket. `body` is the number of answers.

@@ -1,6 +1,7 @@
 //! Traffic that lasts. A line of figures every 50 ms, so that a test can wait for what it needs instead of sleeping, with the
 //! pid (inside the container) by which it can be ended early.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::id;
@@ -8,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, sockopt};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 const REPORT: Duration = Duration::from_millis(50);
@@ -54,6 +56,54 @@ pub fn udp_flood(addr: IpAddr, port: u16, pps: u32, length: Duration) -> super::
     }
     println!("{}", figures(sent, refused, answered));
     Ok(())
+}
+
+/// How long a new flow is waited for.
+const NEW_FLOW: Duration = Duration::from_millis(500);
+
+/// A new flow every 2 ms, each a question of one datagram: by which address the world calls it. `callers` is the history
+/// of the answers: each caller that was not the last one's, and when its first answer came, in microseconds of
+/// CLOCK_MONOTONIC, which is one for the whole machine.
+pub fn udp_new(addr: IpAddr, length: Duration) -> super::Done {
+    let start = Instant::now();
+    let mut reported = start;
+    let mut open: VecDeque<(Instant, UdpSocket)> = VecDeque::new();
+    let (mut asked, mut answered) = (0u64, 0u64);
+    let mut callers: Vec<(String, u64)> = Vec::new();
+    for tick in 0u32.. {
+        let due = start + Duration::from_millis(2) * tick;
+        if due > start + length {
+            break;
+        }
+        sleep(due.saturating_duration_since(Instant::now()));
+        let socket = UdpSocket::bind((any(addr), 0))?;
+        socket.set_nonblocking(true)?;
+        asked += 1;
+        if socket.connect((addr, 80)).and_then(|()| socket.send(b"who")).is_ok() {
+            open.push_back((Instant::now(), socket));
+        }
+        open.retain(|(since, socket)| {
+            let mut buffer = [0; 64];
+            let Ok(count) = socket.recv(&mut buffer) else { return since.elapsed() < NEW_FLOW };
+            answered += 1;
+            let caller = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if callers.last().is_none_or(|(last, _)| *last != caller) {
+                callers.push((caller, now_us()));
+            }
+            false
+        });
+        if reported.elapsed() >= REPORT {
+            reported = Instant::now();
+            println!("{}", json!({"pid": id(), "asked": asked, "answered": answered, "callers": callers}));
+        }
+    }
+    println!("{}", json!({"asked": asked, "answered": answered, "callers": callers}));
+    Ok(())
+}
+
+fn now_us() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or_default()
 }
 
 /// What a socket asks to leave by, or as.

@@ -23,15 +23,18 @@ type Done = Result<(), Box<dyn std::error::Error>>;
 const USAGE: &str = "usage: probe COMMAND ARGS
   init                                              pid 1 of the lab
   kill-at N PROGRAM ARGS                            dies before its N-th call that changes something; 0: not at all
-  serve ADDR...                                     TCP and UDP echo on 7, HTTP on 80: answers the caller's address
+  serve ADDR...                                     TCP and UDP echo on 7; HTTP and UDP on 80: the caller's address
   proxy ADDR PORT                                   HTTP proxy (CONNECT and GET)
-  tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT | dns SERVER NAME
+  tcp-echo ADDR PORT | udp-echo ADDR PORT | http ADDR [PORT] | ping ADDR COUNT
+  dns SERVER NAME [PORT] | dns-tcp SERVER NAME [PORT]
+  push ADDR BYTES | fetch ADDR BYTES                to a sink on 9, from a source on 19
   via-proxy PROXY PORT TARGET TARGETPORT
   udp-flood ADDR PORT PPS SECONDS                   counts answers
   udp-from SOURCE ADDR PORT COUNT                   bound to an address
   udp-dev DEVICE ADDR PORT COUNT                    SO_BINDTODEVICE
   udp-mark MARK ADDR PORT COUNT                     SO_MARK
   tcp-hold ADDR PORT SECONDS                        an established flow that writes every 5 ms
+  udp-new ADDR SECONDS                              a new flow every 2 ms: who is seen as the caller, and since when
   spoof-udp SOURCE ADDR PORT COUNT                  raw socket, forged source
   frame DEVICE SRCMAC DSTMAC SOURCE ADDR PORT COUNT packet socket, forged link layer
   send DEVICE COUNT HEX...                          packet socket, whole frames as given
@@ -58,8 +61,13 @@ fn run(args: &[&str]) -> Done {
         ["udp-echo", addr, port] => ask::udp_echo(ip(addr)?, num(port)?),
         ["http", addr] => ask::http(ip(addr)?, 80),
         ["http", addr, port] => ask::http(ip(addr)?, num(port)?),
+        ["push", addr, bytes] => ask::push(ip(addr)?, num(bytes)?),
+        ["fetch", addr, bytes] => ask::fetch(ip(addr)?, num(bytes)?),
         ["via-proxy", proxy, port, to, to_port] => ask::via_proxy(ip(proxy)?, num(port)?, ip(to)?, num(to_port)?),
-        ["dns", server, name] => ask::dns(ip(server)?, name),
+        ["dns", server, name] => ask::dns(ip(server)?, name, 53),
+        ["dns", server, name, port] => ask::dns(ip(server)?, name, num(port)?),
+        ["dns-tcp", server, name] => ask::dns_tcp(ip(server)?, name, 53),
+        ["dns-tcp", server, name, port] => ask::dns_tcp(ip(server)?, name, num(port)?),
         ["ping", addr, count] => ask::ping(ip(addr)?, num(count)?),
         ["udp-flood", addr, port, pps, seconds] => {
             flow::udp_flood(ip(addr)?, num(port)?, num(pps)?, Duration::from_secs_f64(num(seconds)?))
@@ -76,6 +84,7 @@ fn run(args: &[&str]) -> Done {
         ["tcp-hold", addr, port, seconds] => {
             flow::tcp_hold(ip(addr)?, num(port)?, Duration::from_secs_f64(num(seconds)?))
         }
+        ["udp-new", addr, seconds] => flow::udp_new(ip(addr)?, Duration::from_secs_f64(num(seconds)?)),
         ["spoof-udp", source, addr, port, count] => forge::udp(ip(source)?, ip(addr)?, num(port)?, num(count)?),
         ["frame", device, src, dst, source, addr, port, count] => {
             forge::frame(device, mac(src)?, mac(dst)?, ip(source)?, ip(addr)?, num(port)?, num(count)?)

@@ -11,10 +11,16 @@ pub fn run(addresses: &[&str]) -> super::Done {
         let addr = super::ip(address)?;
         let echo = TcpListener::bind((addr, 7))?;
         let http = TcpListener::bind((addr, 80))?;
+        let sink = TcpListener::bind((addr, 9))?;
+        let source = TcpListener::bind((addr, 19))?;
         let udp = UdpSocket::bind((addr, 7))?;
+        let who = UdpSocket::bind((addr, 80))?;
         thread::spawn(move || accept(&echo, |stream, _| echo_back(stream)));
         thread::spawn(move || accept(&http, answer_http));
-        thread::spawn(move || echo_datagrams(&udp));
+        thread::spawn(move || accept(&sink, |stream, _| count(stream)));
+        thread::spawn(move || accept(&source, |stream, _| deliver(stream)));
+        thread::spawn(move || answer_datagrams(&udp, |said, _| said.to_vec()));
+        thread::spawn(move || answer_datagrams(&who, |_, peer| peer.ip().to_string().into_bytes()));
     }
     ready()
 }
@@ -50,13 +56,28 @@ fn echo_back(mut stream: TcpStream) {
     }
 }
 
-fn echo_datagrams(socket: &UdpSocket) {
+fn answer_datagrams(socket: &UdpSocket, answer: fn(&[u8], SocketAddr) -> Vec<u8>) {
     let mut buffer = [0; 2048];
     loop {
         // Errors here are ICMP answers to earlier datagrams: the next caller still wants an answer.
         if let Ok((count, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..count], peer);
+            let _ = socket.send_to(&answer(&buffer[..count], peer), peer);
         }
+    }
+}
+
+/// Takes everything, and says how much it was.
+fn count(mut stream: TcpStream) {
+    if let Ok(count) = std::io::copy(&mut stream, &mut std::io::sink()) {
+        let _ = stream.write_all(&count.to_be_bytes());
+    }
+}
+
+/// Gives as many bytes as it is asked for.
+fn deliver(mut stream: TcpStream) {
+    let mut count = [0; 8];
+    if stream.read_exact(&mut count).is_ok() {
+        let _ = std::io::copy(&mut std::io::repeat(7).take(u64::from_be_bytes(count)), &mut stream);
     }
 }
 

@@ -158,7 +158,7 @@ fn a_routing_table_that_others_use_is_refused_and_left_alone() {
         let before = yard.lab.settled();
         let fragments = [
             "routing table 100 of jail vpn holds a route of others",
-            "set another number with \"table = \" in [jail.vpn]",
+            "set another number with \"table = \", or routes = \"foreign\" when it is to lead out, in [jail.vpn]",
         ];
         assert_refused(&yard.enter("c1", &stand), &[&["container c1 was not started"], &fragments[..]].concat());
         assert_refused(&yard.lab.tunjail(&["up"]), &fragments);

@@ -8,7 +8,7 @@ use crate::rootfs;
 use crate::run::{Cmd, Out};
 use crate::snapshot::Snapshot;
 use crate::world::SERVICE4;
-use crate::yard::{Lock, Stand, Yard, created, stopped};
+use crate::yard::{Lock, Stand, Yard, asking, created, stopped};
 
 /// More calls than any command makes: beyond it something loops.
 const MANY: u64 = 200;
@@ -32,7 +32,7 @@ pub fn at_every_call(what: &str, mut case: impl FnMut(u64) -> bool) {
 
 /// A host on which nothing stands, and what it must be like again.
 fn yard() -> (Yard, Snapshot) {
-    let yard = Yard::new(JAIL);
+    let yard = Yard::new(&format!("{JAIL}dns = [\"192.0.2.53\"]\n"));
     let before = yard.lab.settled();
     (yard, before)
 }
@@ -61,7 +61,8 @@ fn a_killed_hook_leaves_nothing_open_and_down_takes_the_rest_away() {
     let mut seen = Vec::new();
     at_every_call("the hook", |nth| {
         let stand = yard.stand("m1", 2);
-        let (_, was_killed) = killed(nth, &["hook", "create-runtime", "--jail", "vpn"], &created("c1", stand.pid));
+        let state = asking("c1", stand.pid, "tcp/51413, udp/51413:7");
+        let (_, was_killed) = killed(nth, &["hook", "create-runtime", "--jail", "vpn"], &state);
         assert_held_or_closed(&yard, &stand, nth);
         seen.push(stand.netns.lock());
         stand.vanish();

@@ -61,7 +61,7 @@ fn the_lines_of_up_and_down_typed_by_hand_do_the_same(#[case] config: &str) {
 #[case::first_member(false)]
 #[case::into_a_standing_wall(true)]
 fn the_lines_of_the_hook_typed_by_hand_do_the_same(#[case] standing: bool) {
-    let yard = Yard::new(JAIL);
+    let yard = Yard::new(&format!("{JAIL}dns = [\"192.0.2.53\"]\n"));
     let mut stand = yard.stand("m1", 2);
     if standing {
         yard.lab.tunjail_ok(&["up"]);
@@ -76,8 +76,10 @@ fn the_lines_of_the_hook_typed_by_hand_do_the_same(#[case] standing: bool) {
     assert_eq!(stand.netns.sh("nft list ruleset"), "", "the dry run locked the namespace");
 
     yard.hold("c1", &stand);
-    let (held, lock) = (kernel(&yard.lab), stand.netns.sh("nft -s list ruleset"));
-    assert!(lock.contains("policy drop") && lock.contains("172.18.0.2"), "{lock}");
+    let inside = "nft -s list ruleset; ip route show table local 127.0.0.11";
+    let (held, lock) = (kernel(&yard.lab), stand.netns.sh(inside));
+    let expected = ["policy drop", "172.18.0.2", "dnat ip to 192.0.2.53", "local 127.0.0.11 dev lo"];
+    assert!(expected.iter().all(|part| lock.contains(part)), "{lock}");
     let snapshot = yard.lab.snapshot();
     let leave = yard.lab.poststop(&stopped("c1"), &["--dry-run"]);
     assert!(leave.code == 0 && leave.stderr.is_empty(), "{leave:?}");
@@ -87,12 +89,12 @@ fn the_lines_of_the_hook_typed_by_hand_do_the_same(#[case] standing: bool) {
     before.assert_same(&yard.lab.snapshot(), "its poststop");
 
     // A process of the same pid in the same namespace: the lines name it.
-    stand.netns.sh("nft flush ruleset");
+    stand.netns.sh("nft flush ruleset; ip route del table local 127.0.0.11");
     let stand = crate::yard::Stand::new(&yard.lab, stand.netns);
     let from = format!("/proc/{}/ns/net", state_pid(&state));
     yard.lab.sh(&enter.stdout.replace(&from, &format!("/proc/{}/ns/net", stand.pid)));
     assert_eq!(kernel(&yard.lab), held, "the lines of the hook do something else:\n{}", enter.stdout);
-    assert_eq!(stand.netns.sh("nft -s list ruleset"), lock, "the lines of the hook make another lock");
+    assert_eq!(stand.netns.sh(inside), lock, "the lines of the hook make another lock");
     yard.lab.sh(&leave.stdout);
     assert_eq!(kernel(&yard.lab), clean, "the lines of poststop leave something:\n{}", leave.stdout);
 }

@@ -185,7 +185,7 @@ fn containerd_keeps_what_is_not_its_own_and_gives_back_every_byte(#[case] text: 
     assert_eq!(after.matches("\r\n").count() > 0, text.contains("\r\n"));
     let handlers = containerd::read(&after).unwrap();
     assert_eq!(handlers.ours.len(), 1);
-    assert_eq!(handlers.ours[0].pod_annotations, ["io.tunjail.jail"]);
+    assert_eq!(handlers.ours[0].pod_annotations, ["io.tunjail.jail", "io.tunjail.forward"]);
     assert!(super::install(&yard.host, Target::Containerd, yard.plan(Target::Containerd).unwrap()).unwrap().is_empty());
     // Edited meanwhile: the handler goes, whatever else stands there.
     yard.write(containerd::CONFIG, &(after.clone() + "# later\n"));

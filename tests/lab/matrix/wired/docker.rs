@@ -26,6 +26,11 @@ pub struct ByDocker {
 
 /// Docker with the runtime of the file, one that names no jail, and one that names a jail that does not exist.
 pub fn docker(lab: &Lab, guest: &Guest) -> Docker {
+    docker_with(lab, guest, &json!({}))
+}
+
+/// The same with more in its daemon.json.
+pub fn docker_with(lab: &Lab, guest: &Guest, more: &Value) -> Docker {
     let mut runtimes = parse(DOCKER_DAEMON)["runtimes"].clone();
     let path = runtimes["tunjail-vpn"]["path"].clone();
     runtimes["by-subnet"] = json!({"path": path});
@@ -35,6 +40,9 @@ pub fn docker(lab: &Lab, guest: &Guest) -> Docker {
     config["runtimes"] = runtimes;
     // On by itself since 28.2; 20.10 does not know the word and does not mind.
     config["features"] = json!({"cdi": true});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
     Docker::start_of(lab, guest, &config)
 }
 

@@ -4,7 +4,7 @@ mod by_hand;
 mod docker;
 mod podman;
 
-pub use self::docker::{OTHER, OTHER4, OTHER6, docker, other_docker_network};
+pub use self::docker::{OTHER, OTHER4, OTHER6, docker, docker_with, other_docker_network};
 pub use self::podman::{ALWAYS, BY_ANNOTATION};
 
 use serde_json::Value;
