@@ -55,9 +55,9 @@ check: cargo-deny ## format, lints, docs, licences
 
 # `cargo bench` links the binary again, with the features that the tests want of its dependencies: what is measured is
 # a copy of what ships.
-bench: root deps-bench build ## how quick, how big: ratios, never a timed test
+bench: root deps-bench build ## how quick, how big, what a packet costs: ratios, never a timed test
 	install -m 0755 '$(BIN)' '$(TARGET_DIR)/measured'
-	TUNJAIL='$(abspath $(TARGET_DIR)/measured)' $(CARGO) bench --locked --bench hook
+	TUNJAIL='$(abspath $(TARGET_DIR)/measured)' $(CARGO) bench --locked --bench hook --bench forward
 
 install: ## into $(DESTDIR)$(PREFIX)
 	@if command -v '$(CARGO)' >/dev/null; then $(MAKE) build; else \

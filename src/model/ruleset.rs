@@ -202,7 +202,9 @@ impl Scope<'_> {
 
     fn what_enters_the_jail(&self) -> Chain {
         let exits = names(&self.jail.exits);
-        let mut rules = vec![format!("iifname {exits} {REPLY} accept")];
+        let mut rules = Vec::new();
+        rules.extend(self.what_is_for_members_goes_to_their_bridge());
+        rules.push(format!("iifname {exits} {REPLY} accept"));
         rules.push(self.calls_that_another_interface_would_answer_are_refused());
         rules.extend(self.forwarded_ports_reach_members());
         for allow in &self.jail.allow {
@@ -211,6 +213,12 @@ impl Scope<'_> {
         }
         rules.extend(self.callers_are_told_by_the_way_they_came());
         Chain { name: "to_members", hook: None, rules }
+    }
+
+    /// What is for a member is routed by the host's own table, and a route there that is narrower than the bridge's (an
+    /// exit's server may push one with its client's old gateway as next hop) would lead answers out by the uplink.
+    fn what_is_for_members_goes_to_their_bridge(&self) -> Option<String> {
+        self.bridge.map(|bridge| format!("oifname != \"{bridge}\" counter name rejected_in drop"))
     }
 
     /// A reset speaks in the member's name, so it would ask the jail's table and leave by the exit, with the host's own

@@ -6,6 +6,7 @@ pub mod forged;
 mod links;
 mod local;
 mod neighbours;
+mod pushed;
 mod routers;
 pub mod services;
 mod told;
