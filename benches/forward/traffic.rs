@@ -70,7 +70,7 @@ impl Datagrams {
         let begin = Instant::now();
         while begin.elapsed() < time {
             for flow in &self.flows {
-                sent += sendmmsg(flow.as_raw_fd(), &mut headers, &messages, nowhere, &[], MsgFlags::empty())?.count();
+                sent += sendmmsg(flow.as_raw_fd(), &mut headers, &messages, nowhere, [], MsgFlags::empty())?.count();
             }
         }
         let took = begin.elapsed();
