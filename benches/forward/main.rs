@@ -45,7 +45,7 @@ END";
 
 /// What is taken away, and how, one after the other, to see what each costs.
 const PARTS: [(&str, &str); 5] = [
-    ("mss", "nft delete chain inet tunjail_vpn mss"),
+    ("own_name", "nft delete chain inet tunjail_vpn own_name"),
     ("no_way", "nft delete chain inet tunjail_vpn no_way"),
     ("port", "nft delete chain inet tunjail_vpn port"),
     ("guard", "nft delete chain bridge tunjail_vpn guard"),

@@ -55,20 +55,18 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
     let wall = TableId::wall(&jail.name);
     let guard = TableId::guard(&jail.name);
     let scope = Scope { jail, bridge };
-    let mut chains = vec![
-        reject(),
-        scope.what_leaves_the_jail(),
-        scope.what_enters_the_jail(),
-        scope.what_reaches_the_host(),
-        scope.no_way_is_told_at_once(),
+    let mut chains =
+        vec![reject(), scope.what_leaves_the_jail(), scope.what_enters_the_jail(), scope.what_reaches_the_host()];
+    chains.extend(scope.no_way_is_told_at_once());
+    chains.extend([
         a_port_speaks_to_the_bridge_alone(),
+        scope.segments_fit_the_exit(),
         scope.forward(),
         scope.input(),
-        scope.mss(),
         scope.nat(),
         scope.ports_of_the_exit_lead_to_members(),
         scope.everything_leaves_in_the_exits_own_name(),
-    ];
+    ]);
     chains.extend(scope.every_question_goes_to_the_servers());
     let mut text = String::new();
     table(
@@ -150,7 +148,7 @@ impl Scope<'_> {
     /// Every forwarded packet from or to the jail is judged, by the bridge it came in or goes out by and by its
     /// addresses: either is enough.
     fn forward(&self) -> Chain {
-        let mut rules = Vec::new();
+        let mut rules = vec!["tcp flags & (syn | rst) == syn jump clamp".to_owned()];
         rules.extend(self.bridge.map(|bridge| format!("iifname \"{bridge}\" goto from_members")));
         rules.extend(self.by_family("saddr").map(|source| format!("{source} goto from_members")));
         rules.extend(self.bridge.map(|bridge| format!("oifname \"{bridge}\" goto to_members")));
@@ -163,26 +161,36 @@ impl Scope<'_> {
     /// So its SYN is reset here. Nor is "no route" an error that a UDP socket hears of (icmp_err_convert,
     /// icmpv6_err_convert), so a first datagram is answered by one that it does. Established connections are left alone:
     /// they outlive a restart of the exit.
-    fn no_way_is_told_at_once(&self) -> Chain {
-        let syn = "tcp flags & (fin | syn | rst | ack) == syn";
+    fn no_way_is_told_at_once(&self) -> [Chain; 3] {
         let nowhere = "fib daddr type != local fib daddr oif missing counter name rejected_out";
-        // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
-        let first = "meta l4proto udp ct status ! confirmed";
         let no_route =
             "fib daddr type != { local, broadcast, multicast } fib daddr oif missing counter name rejected_out";
-        let mut rules = Vec::new();
+        let (mut segment, mut datagram) = (Vec::new(), Vec::new());
         for source in self.by_family("saddr") {
             let source = format!("iifname != \"lo\" {source}");
             if matches!(self.jail.dns, Dns::Servers(_)) {
                 // From a bridge that calls iptables, a reset comes from the translated address, and is not believed
                 // (nf_send_reset, past the hooks); an ICMP error is translated back.
-                rules.push(format!("{source} {syn} ct status dnat {nowhere} reject with icmpx no-route"));
+                segment.push(format!("{source} ct status dnat {nowhere} reject with icmpx no-route"));
             }
-            rules.push(format!("{source} {syn} {nowhere} reject with tcp reset"));
-            rules.push(format!("{source} {first} {no_route} reject with icmpx admin-prohibited"));
+            segment.push(format!("{source} {nowhere} reject with tcp reset"));
+            datagram.push(format!("{source} {no_route} reject with icmpx admin-prohibited"));
         }
-        // After destination NAT (-100), whose target is what is asked for.
-        Chain { name: "no_way", hook: Some("type filter hook prerouting priority -90; policy accept;"), rules }
+        // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
+        let first = vec![
+            "tcp flags & (fin | syn | rst | ack) == syn goto first_segment".to_owned(),
+            "meta l4proto udp ct status ! confirmed goto first_datagram".to_owned(),
+        ];
+        [
+            Chain { name: "first_segment", hook: None, rules: segment },
+            Chain { name: "first_datagram", hook: None, rules: datagram },
+            // After destination NAT (-100), whose target is what is asked for.
+            Chain {
+                name: "no_way",
+                hook: Some("type filter hook prerouting priority -90; policy accept;"),
+                rules: first,
+            },
+        ]
     }
 
     fn what_leaves_the_jail(&self) -> Chain {
@@ -301,17 +309,12 @@ impl Scope<'_> {
     }
 
     /// Both directions: the SYN-ACK of a member that answers carries an MSS too.
-    fn mss(&self) -> Chain {
+    fn segments_fit_the_exit(&self) -> Chain {
         let exits = names(&self.jail.exits);
-        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
-        let mut rules = Vec::new();
-        for source in self.by_family("saddr") {
-            rules.push(format!("oifname {exits} {source} {clamp}"));
-        }
-        for destination in self.by_family("daddr") {
-            rules.push(format!("iifname {exits} {destination} {clamp}"));
-        }
-        Chain { name: "mss", hook: Some("type filter hook forward priority -150; policy accept;"), rules }
+        let clamp = "tcp option maxseg size set rt mtu";
+        let out = self.by_family("saddr").map(|source| format!("oifname {exits} {source} {clamp}"));
+        let back = self.by_family("daddr").map(|destination| format!("iifname {exits} {destination} {clamp}"));
+        Chain { name: "clamp", hook: None, rules: out.chain(back).collect() }
     }
 
     /// A NAT binding is made once for a connection: where an engine's own masquerade rule came first, this changes
@@ -331,7 +334,10 @@ impl Scope<'_> {
     /// After all translation of addresses (100).
     fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
         let rules = [
+            vec![format!("oifname != {} accept", names(&self.jail.exits))],
             self.nothing_leaves_in_a_members_own_name(),
+            // Its first packet was judged.
+            vec!["ct direction original ct status confirmed accept".to_owned()],
             self.members_ask_in_the_exits_own_name(),
             self.members_answer_in_the_exits_own_name(),
         ];
@@ -345,20 +351,16 @@ impl Scope<'_> {
     /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
     /// went, or that began while the ruleset was gone; an answer that nobody asked for.
     fn nothing_leaves_in_a_members_own_name(&self) -> Vec<String> {
-        let exits = names(&self.jail.exits);
-        self.by_family("saddr")
-            .map(|source| format!("oifname {exits} {source} counter name rejected_out drop"))
-            .collect()
+        self.by_family("saddr").map(|source| format!("{source} counter name rejected_out drop")).collect()
     }
 
     /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
     /// with it: the host would be named where the exit leads to. A connection's first packet decides on its name, and a
     /// connection whose first packet is dropped has none.
     fn members_ask_in_the_exits_own_name(&self) -> Vec<String> {
-        let exits = names(&self.jail.exits);
         let ask = |member| {
             format!(
-                "ct status ! confirmed oifname {exits} ct original {member} fib saddr . oif type != local counter name rejected_out drop"
+                "ct status ! confirmed ct original {member} fib saddr . oif type != local counter name rejected_out drop"
             )
         };
         self.by_family("saddr").map(ask).collect()
@@ -438,7 +440,8 @@ fn a_port_speaks_to_the_bridge_alone() -> Chain {
     Chain {
         name: "port",
         hook: Some("type filter hook prerouting priority -310; policy accept;"),
-        rules: vec!["iif @ports counter name rejected_host drop".to_owned()],
+        // These frames are multicast; what came to the bridge itself need not be looked up.
+        rules: vec!["meta pkttype != host iif @ports counter name rejected_host drop".to_owned()],
     }
 }
 
@@ -465,7 +468,13 @@ fn guard_hook() -> Chain {
     Chain {
         name: "guard",
         hook: Some("type filter hook prerouting priority -300; policy accept;"),
-        rules: vec!["iif @ports goto member".to_owned()],
+        // What most frames are comes first: `member` would come to the same.
+        rules: vec![
+            "ether type ip ip saddr != 0.0.0.0 iif . ether saddr . ip saddr @own4 accept".to_owned(),
+            "ether type ip6 ip6 saddr != :: meta l4proto != ipv6-icmp iif . ether saddr . ip6 saddr @own6 accept"
+                .to_owned(),
+            "iif @ports goto member".to_owned(),
+        ],
     }
 }
 

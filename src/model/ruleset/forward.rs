@@ -50,10 +50,8 @@ impl Scope<'_> {
     /// With several exits, the one that takes over would carry answers in the name of the one that went: masquerading does
     /// not change the name of a connection that came in. After that (100).
     pub(super) fn members_answer_in_the_exits_own_name(&self) -> Vec<String> {
-        let exits = names(&self.jail.exits);
-        let answer = |member| {
-            format!("oifname {exits} ct direction reply {LED_ON} ct reply {member} fib saddr . oif type != local drop")
-        };
+        let answer =
+            |member| format!("ct direction reply {LED_ON} ct reply {member} fib saddr . oif type != local drop");
         self.by_family("saddr").map(answer).collect()
     }
 

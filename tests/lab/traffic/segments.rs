@@ -59,7 +59,7 @@ fn large_transfers_pass_a_narrow_exit(#[case] mtu: u16) {
         arrived
     };
     // Before anything else: later the member knows from its own transfers what fits.
-    scene.lab.sh("nft flush chain inet tunjail_vpn mss");
+    scene.lab.sh("nft flush chain inet tunjail_vpn clamp");
     for addr in [SERVICE4, SERVICE6] {
         assert!(!arrives(&member, "fetch", addr, "control"), "positive control: {addr} arrives without a clamp too");
     }
