@@ -4,8 +4,8 @@
 //! without, measured in turns of a few milliseconds. Nothing here passes or fails by time: the table says `ok` or
 //! `under`, and the exit code is 0 unless something could not be measured.
 //!
-//! The way is as short as it can be: no tunnel, no cipher and no reader stands at its end, only another link. Where the
-//! exit is a real tunnel a packet costs several times as much, and tunjail's part of it is that much smaller.
+//! The way is as short as it can be: no tunnel, no cipher and no reader stands at its end, only another link. So the share
+//! is the largest that there is.
 //!
 //! `make bench` runs it, as root, in network and mount namespaces of its own.
 

@@ -163,10 +163,14 @@ fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey
             None => findings.add(
                 Verdict::Warning,
                 what,
-                format!("exit {name} does not exist now; nothing leaves until it does"),
+                format!("exit {name} does not exist now; nothing leaves by it until it does"),
             ),
             Some(exit) if !exit.link.up => {
-                findings.add(Verdict::Warning, what, format!("exit {name} is down; nothing leaves until it is up"));
+                findings.add(
+                    Verdict::Warning,
+                    what,
+                    format!("exit {name} is down; nothing leaves by it until it is up"),
+                );
             }
             Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() && jail.routes == Routes::Own => findings.add(
                 Verdict::Warning,

@@ -289,8 +289,8 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
     }
     for exit in &jail.exits {
         let state = match (exit.present, exit.up) {
-            (false, _) => "missing: nothing leaves".to_owned(),
-            (true, false) => "down: nothing leaves".to_owned(),
+            (false, _) => "missing: nothing leaves by it".to_owned(),
+            (true, false) => "down: nothing leaves by it".to_owned(),
             (true, true) => {
                 let wire = if exit.carrier { "" } else { " without a carrier" };
                 format!("up{wire}, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6))
