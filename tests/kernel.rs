@@ -25,7 +25,7 @@ fn run(program: &str, arguments: &str) -> String {
 }
 
 fn out4(address: &str) -> Element {
-    let key = vec![Part::Name("eth0".parse().unwrap()), Part::Address(address.parse().unwrap())];
+    let key = vec![Part::Index(7), Part::Address(address.parse().unwrap())];
     Element { table: TableId::lock(), set: Set::Out4, key, value: Vec::new() }
 }
 
@@ -85,7 +85,7 @@ fn elements_are_added_found_and_removed() {
     }
     assert_eq!(nftables::first_missing(&mut nfnl, &elements).unwrap(), None);
     let listed = run("nft", "list set inet tunjail out4");
-    assert!(listed.contains("\"eth0\" . 172.18.0.2") && listed.contains("\"eth0\" . 172.18.0.3"), "{listed}");
+    assert!(listed.contains("7 . 172.18.0.2") && listed.contains("7 . 172.18.0.3"), "{listed}");
 
     let absent = out4("172.18.0.4");
     let mixed = [elements[0].clone(), absent];

@@ -234,7 +234,7 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V4(_) => Set::Out4,
                 IpAddr::V6(_) => Set::Out6,
             },
-            key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+            key: vec![Part::Index(interface.index), Part::Address(address)],
             value: vec![],
         })
         .collect()
