@@ -5,6 +5,7 @@ mod command;
 mod engines;
 mod exits;
 mod owners;
+mod taken;
 
 use std::time::Duration;
 
