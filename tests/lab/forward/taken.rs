@@ -143,6 +143,13 @@ fn nobody_gets_anothers_callers_by_sending_from_its_port() {
     let (kept, changed) = left_from(lab, || thief.steals("4008", "4008"));
     assert!(kept == 0 && changed >= 3, "{kept} {changed}");
 
+    // Sent before anybody had the port, which is kept, and forgotten when somebody gets it.
+    for thief in [&thief as &dyn Thief, &stranger] {
+        thief.steals("4445", "4010");
+    }
+    lab.tunjail_ok(&["forward", "add", "m1", "tcp/4445:7", "udp/4445:7"]);
+    assert_eq!(owner_gets(lab, "4445", "4010"), ALL, "a port that was added later");
+
     // By the second rule alone: what kept its port does not leave. A port that it has not had: the kernel goes on with the
     // one that it chose instead.
     without(lab, &["elsewhere"]);
