@@ -260,7 +260,7 @@ impl Watch {
         lab.nft(&format!(
             "table inet watch {{
                 counter past_guard {{ }}
-                chain pre {{ type filter hook prerouting priority -305
+                chain pre {{ type filter hook prerouting priority -80
                     iifname != {{ {BRIDGE}, veth-m1 }} accept
                     ip saddr != {{ {own4}, 172.18.0.3 }} counter name past_guard
                     ip6 saddr != {{ {own6}, fd00:18::3, fe80::/10, :: }} counter name past_guard
