@@ -1,9 +1,12 @@
 //! `tunjail check`: everything that a container's start depends on, looked at before one does.
 
 mod dns;
+mod filter;
 mod firewall;
+mod forwards;
 mod host;
 mod proxies;
+mod rulesets;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use self::rulesets::Rulesets;
 use crate::cli::Show;
 use crate::config::Config;
 use crate::engine::install::Host;
@@ -72,8 +76,9 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
         let kernel = findings.take("netlink", Kernel::open().map_err(Into::into));
         if let Some(mut kernel) = kernel {
             host::look(&mut findings, config, &mut kernel);
+            let rulesets = rulesets::read(&mut findings);
             for jail in &config.jails {
-                check_jail(&mut findings, &mut kernel, jail, nft.is_some());
+                check_jail(&mut findings, &mut kernel, jail, &rulesets, nft.is_some());
             }
         }
     }
@@ -103,7 +108,7 @@ fn runtime(findings: &mut Findings, config: &Config) {
     }
 }
 
-fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft: bool) {
+fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, rulesets: &Rulesets, has_nft: bool) {
     let what = format!("jail {}", jail.name);
     let Some(survey) = findings.take(&what, wall::survey(kernel, &Store::open(), jail)) else { return };
     match &survey.bridge {
@@ -123,6 +128,10 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
     exits(findings, &what, jail, &survey);
     exits_fit_the_host(findings, &what, jail, &survey, kernel);
     host::look_at_jail(findings, &what, jail, &survey, kernel);
+    if let Some(bridge) = &survey.surroundings.bridge {
+        firewall::look(findings, &what, jail, bridge, rulesets);
+        forwards::look(findings, &what, jail, bridge, rulesets);
+    }
     proxies::look(findings, &what, jail);
     dns::look(findings, kernel, &what, jail);
     if has_nft

@@ -3,16 +3,11 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-
-use super::firewall;
 use super::{Findings, Verdict};
 use crate::config::Config;
 use crate::hold::{Kernel, wall};
-use crate::kernel::nftables;
 use crate::model::conflict::{self, Catches};
 use crate::model::desired;
 use crate::model::facts::{FibAnswer, Link};
@@ -37,7 +32,6 @@ pub fn look_at_jail(findings: &mut Findings, what: &str, jail: &Jail, survey: &w
         answers_reach_the_bridge(findings, what, jail, survey, host);
     }
     interfaces(findings, what, jail, survey);
-    firewalls(findings, what, jail, survey);
 }
 
 fn has(config: &Config, family: Family) -> bool {
@@ -210,43 +204,4 @@ fn interfaces(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::S
             );
         }
     }
-}
-
-/// Chains of others that drop what they do not know. nftables: a drop is final, whoever accepted before.
-fn firewalls(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey) {
-    let Some(bridge) = &survey.surroundings.bridge else { return };
-    if nftables::find_nft().is_ok()
-        && let Some(ruleset) = findings.take(what, nftables::ruleset().map_err(Into::into))
-    {
-        for chain in firewall::closed_chains(&ruleset, jail, bridge) {
-            findings.add(Verdict::Warning, what, chain.told(bridge, jail));
-        }
-    }
-    for family in Family::BOTH {
-        let rules = findings.take(what, legacy_rules(family)).flatten();
-        if let Some(chain) = rules.and_then(|rules| firewall::closed_legacy(&rules, family, jail, bridge)) {
-            findings.add(Verdict::Warning, what, chain.told(bridge, jail));
-        }
-    }
-}
-
-/// What the older iptables, which nft does not see, holds of the filter table.
-fn legacy_rules(family: Family) -> Result<Option<String>> {
-    let (names, program) = match family {
-        Family::V4 => ("/proc/self/net/ip_tables_names", "iptables-legacy"),
-        Family::V6 => ("/proc/self/net/ip6_tables_names", "ip6tables-legacy"),
-    };
-    if !fs::read_to_string(names).unwrap_or_default().lines().any(|table| table == "filter") {
-        return Ok(None);
-    }
-    let places = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(|dir| Path::new(dir).join(program));
-    let Some(path) = places.into_iter().find(|path| path.is_file()) else { return Ok(None) };
-    let out = Command::new(&path)
-        .arg("-S")
-        .env_clear()
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("running {}", path.display()))?;
-    Ok(out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned()))
 }
