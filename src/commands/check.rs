@@ -16,6 +16,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use self::rulesets::Rulesets;
+use super::trouble::{self, Trouble};
 use crate::cli::Show;
 use crate::config::Config;
 use crate::engine::install::Host;
@@ -25,7 +26,7 @@ use crate::hold::{Kernel, wall, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::names::JailName;
-use crate::model::policy::{Jail, Routes};
+use crate::model::policy::Jail;
 use crate::store::Store;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -168,39 +169,16 @@ fn exits_fit_the_host(findings: &mut Findings, what: &str, jail: &Jail, survey: 
 
 fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey) {
     for name in &jail.exits {
-        match survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str()) {
-            None => findings.add(
-                Verdict::Warning,
+        let facts = survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str());
+        if let Some(Trouble { is, mend }) = trouble::of(jail, name, facts) {
+            findings.add(Verdict::Warning, what, format!("exit {name} {is}; nothing leaves by it: {mend}"));
+        } else if let Some(exit) = facts {
+            let family = |there: bool| if there { "by it" } else { "unreachable" };
+            findings.add(
+                Verdict::Ok,
                 what,
-                format!("exit {name} does not exist now; nothing leaves by it until it does"),
-            ),
-            Some(exit) if !exit.link.up => {
-                findings.add(
-                    Verdict::Warning,
-                    what,
-                    format!("exit {name} is down; nothing leaves by it until it is up"),
-                );
-            }
-            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() && jail.routes == Routes::Own => findings.add(
-                Verdict::Warning,
-                what,
-                format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
-            ),
-            Some(exit) if !exit.link.carrier => findings.add(
-                Verdict::Warning,
-                what,
-                format!(
-                    "exit {name} is up but has no carrier; what is sent into it is lost, unless another exit has one"
-                ),
-            ),
-            Some(exit) => {
-                let family = |there: bool| if there { "by it" } else { "unreachable" };
-                findings.add(
-                    Verdict::Ok,
-                    what,
-                    format!("exit {name} is up; IPv4 {}, IPv6 {}", family(exit.v4), family(exit.v6)),
-                );
-            }
+                format!("exit {name} is up; IPv4 {}, IPv6 {}", family(exit.v4), family(exit.v6)),
+            );
         }
     }
 }

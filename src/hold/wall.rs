@@ -119,6 +119,12 @@ pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
     Ok(Survey { record, surroundings, bridge, observed, desired, tables_intact })
 }
 
+/// Whether a wall that no configuration describes any more stands, as far as that can be told.
+pub fn stands_for_nobody(host: &mut Kernel, record: &WallRecord) -> Result<bool> {
+    let observed = look(host, &record.jail, record.table)?;
+    Ok(verify::wall_of_nobody(&observed, record.table, record.bridge.as_ref(), record.loaded).is_ok())
+}
+
 /// The steps that would make the wall stand; none when it does.
 pub fn plan_to_raise(host: &mut Kernel, store: &Store, jail: &Jail, survey: &Survey) -> Result<Vec<Change>> {
     if survey.stands() {
