@@ -25,7 +25,7 @@ fn run(program: &str, arguments: &str) -> String {
 }
 
 fn out4(address: &str) -> Element {
-    let key = vec![Part::Name("eth0".parse().unwrap()), Part::Address(address.parse().unwrap())];
+    let key = vec![Part::Index(7), Part::Address(address.parse().unwrap())];
     Element { table: TableId::lock(), set: Set::Out4, key, value: Vec::new() }
 }
 
@@ -85,7 +85,7 @@ fn elements_are_added_found_and_removed() {
     }
     assert_eq!(nftables::first_missing(&mut nfnl, &elements).unwrap(), None);
     let listed = run("nft", "list set inet tunjail out4");
-    assert!(listed.contains("\"eth0\" . 172.18.0.2") && listed.contains("\"eth0\" . 172.18.0.3"), "{listed}");
+    assert!(listed.contains("7 . 172.18.0.2") && listed.contains("7 . 172.18.0.3"), "{listed}");
 
     let absent = out4("172.18.0.4");
     let mixed = [elements[0].clone(), absent];
@@ -233,5 +233,24 @@ fn datagrams_to_a_port_are_forgotten_and_no_others() {
         assert_eq!(conntrack.forget_datagrams(address, &meant).unwrap(), 80, "{address}");
         assert_eq!(conntrack.forget_datagrams(address, &meant).unwrap(), 0, "{address}");
         assert_eq!(conntrack.forget_datagrams(address, &others).unwrap(), 120, "{address}");
+    }
+}
+
+#[test]
+fn connections_of_the_nets_that_are_named_are_pardoned_what_was_missed() {
+    use std::net::{IpAddr, TcpListener, TcpStream};
+    use tunjail::kernel::conntrack::Conntrack;
+
+    fresh_namespace();
+    run("ip", "link set lo up");
+    nftables::load("table inet t { chain c { type filter hook output priority 0; ct state new counter\n }\n }")
+        .unwrap();
+    let mut conntrack = Conntrack::open().unwrap();
+    for (address, net) in [("127.0.0.1", "127.0.0.0/8"), ("::1", "::1/128")] {
+        let listener = TcpListener::bind((address.parse::<IpAddr>().unwrap(), 0)).unwrap();
+        let _connections: Vec<TcpStream> =
+            (0..100).map(|_| TcpStream::connect(listener.local_addr().unwrap()).unwrap()).collect();
+        assert_eq!(conntrack.pardon_gaps(&["192.0.2.0/24".parse().unwrap()]).unwrap(), 0, "{address}");
+        assert_eq!(conntrack.pardon_gaps(&[net.parse().unwrap()]).unwrap(), 100, "{address}");
     }
 }

@@ -44,10 +44,9 @@ table inet empty { chain b { type filter hook forward priority -10; }; }
 END";
 
 /// What is taken away, and how, one after the other, to see what each costs.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 4] = [
     ("own_name", "nft delete chain inet tunjail_vpn own_name"),
-    ("no_way", "nft delete chain inet tunjail_vpn no_way"),
-    ("port", "nft delete chain inet tunjail_vpn port"),
+    ("arrivals", "nft delete chain inet tunjail_vpn arrivals"),
     ("guard", "nft delete chain bridge tunjail_vpn guard"),
     ("forward", "nft delete chain inet tunjail_vpn forward"),
 ];

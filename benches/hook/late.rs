@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tunjail::kernel::netns::Netns;
 use tunjail::kernel::nfnetlink::Nfnl;
 use tunjail::kernel::nftables;
@@ -38,10 +38,11 @@ fn once(lab: &Lab, number: u16) -> Result<Sample> {
     let netns = Netns::of_process(pid)?;
     let (watch, mut inside, mut rtnl) = netns.run(|| Ok((Watch::open()?, Nfnl::open()?, Rtnl::open()?)))?;
     let address = IpAddr::from(Identity::of(number).v4);
+    let interface = rtnl.link_by_name(&"eth0".parse()?)?.context("the member has no eth0")?;
     let open = Element {
         table: TableId::lock(),
         set: Set::Out4,
-        key: vec![Part::Name("eth0".parse()?), Part::Address(address)],
+        key: vec![Part::Index(interface.index), Part::Address(address)],
         value: Vec::new(),
     };
     ensure!(nftables::first_missing(&mut inside, std::slice::from_ref(&open))?.is_some(), "open before the address");

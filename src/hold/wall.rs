@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::leave::shut_elements;
 use super::{Kernel, forward, way};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::desired::{self, Wall};
@@ -209,6 +210,9 @@ fn raise(
     if !survey.tables_intact {
         forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
     }
+    if survey.record.is_some() && survey.observed.tables.wall.is_none() {
+        connections_go_on(jail);
+    }
     let observed = look(host, &jail.name, table)?;
     record.loaded = match survey.tables_intact {
         true => record.loaded,
@@ -219,6 +223,15 @@ fn raise(
     way::others_lead_to_the_exits(host, jail, &survey)?;
     store.put_wall(&record)?;
     Ok((Survey { record: Some(record), observed, tables_intact: true, ..survey }, steps))
+}
+
+/// Where somebody took the tables away, connection tracking may have gone with them, and would hold against established
+/// connections what it missed. Those would hang, nothing more: where it fails, that is said.
+fn connections_go_on(jail: &Jail) {
+    let pardoned = Conntrack::open().and_then(|mut conntrack| conntrack.pardon_gaps(&jail.subnets));
+    if let Err(error) = pardoned {
+        eprintln!("tunjail: warning: connections of jail {} may hang until they are opened anew: {error}", jail.name);
+    }
 }
 
 /// What `take_down` would do.

@@ -1,10 +1,17 @@
-//! Connection tracking's own tongue (ctnetlink): what the kernel remembers of where datagrams went is forgotten.
+//! Connection tracking's own tongue (ctnetlink): what the kernel remembers of flows is forgotten, or taken less strictly.
 //!
 //! A translation is chosen with the first packet of a flow and kept as long as the flow goes on. A caller of a UDP port who
 //! never pauses would for ever be sent where that port led when it began.
+//!
+//! Nor does a connection always find its way again after tracking has missed some of it. When the last rule that needs
+//! tracking goes, so do its hooks; when they are back, the kernel forgets the window of each connection of TCP
+//! (nf_ct_netns_do_get, nf_ct_tcp_fixup) and learns it anew from what comes first. Where that is the retransmission of
+//! what was lost meanwhile, answers to what came through before it lie beyond the window for ever, are not translated
+//! back, and the connection hangs until it is given up.
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -16,13 +23,23 @@ use super::netlink::Connection;
 use super::nfnetlink::Answer;
 
 // linux/netfilter/nfnetlink_conntrack.h
+const IPCTNL_MSG_CT_NEW: u8 = 0;
 const IPCTNL_MSG_CT_GET: u8 = 1;
 const IPCTNL_MSG_CT_DELETE: u8 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_FILTER: u16 = 25;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
+const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+/// What lies beyond the window belongs to the connection all the same (linux/netfilter/nf_conntrack_tcp.h).
+const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
 const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
@@ -32,9 +49,10 @@ const BY_DESTINATION: u32 = 1 << 1;
 /// `CTA_PROTO_NUM` has to be equal.
 const BY_PROTOCOL: u32 = 1 << 3;
 
+const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
-/// Deletions in a datagram: each is acknowledged with a datagram of its own, and a socket keeps a few hundred.
+/// Changes in a datagram: each is acknowledged with a datagram of its own, and a socket keeps a few hundred.
 const MANY: usize = 64;
 
 /// A connection to the namespace of the thread that opened it.
@@ -57,24 +75,69 @@ impl Conntrack {
             .filter_map(|answer| value(answer.attributes(), CTA_TUPLE_ORIG))
             .filter(|tuple| is_meant(tuple, address, ports))
             .collect();
-        let mut forgotten = 0;
+        self.each("forgetting tracked connections", tuples, |tuple| {
+            message(family_of(address), IPCTNL_MSG_CT_DELETE, vec![nested(CTA_TUPLE_ORIG, tuple.to_vec())])
+        })
+    }
+
+    /// Lets every connection of TCP with an address of these `nets` go on, although packets of it were missed. Returns how
+    /// many there are.
+    pub fn pardon_gaps(&mut self, nets: &[IpNet]) -> Result<usize, KernelError> {
+        let mut pardoned = 0;
+        for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
+            let answers: Vec<Answer> =
+                self.0.list("listing tracked connections", &message(family, IPCTNL_MSG_CT_GET, Vec::new()))?;
+            // Whoever opened it, and whatever its addresses are translated to.
+            let is_theirs = |answer: &&Answer| {
+                [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY].into_iter().any(|side| {
+                    value(answer.attributes(), side).is_some_and(|tuple| {
+                        protocol_of(tuple) == Some(IPPROTO_TCP)
+                            && source_of(tuple).is_some_and(|source| nets.iter().any(|net| net.contains(&source)))
+                    })
+                })
+            };
+            let tuples: Vec<&[u8]> = answers
+                .iter()
+                .filter(is_theirs)
+                .filter_map(|answer| value(answer.attributes(), CTA_TUPLE_ORIG))
+                .collect();
+            pardoned += self.each("mending tracked connections", tuples, |tuple| {
+                let attributes = vec![nested(CTA_TUPLE_ORIG, tuple.to_vec()), nested(CTA_PROTOINFO, liberal())];
+                message(family, IPCTNL_MSG_CT_NEW, attributes)
+            })?;
+        }
+        Ok(pardoned)
+    }
+
+    /// Sends a change of each connection, by the tuple that it began with. Returns how many there still were.
+    fn each(
+        &mut self,
+        request: &str,
+        tuples: Vec<&[u8]>,
+        change: impl Fn(&[u8]) -> NetfilterMessage,
+    ) -> Result<usize, KernelError> {
+        let mut changed = 0;
         for some in tuples.chunks(MANY) {
-            let request = "forgetting tracked connections";
-            let messages = some.iter().map(|tuple| {
-                let tuple = DefaultNla::new(CTA_TUPLE_ORIG | NLA_F_NESTED, tuple.to_vec());
-                message(address, IPCTNL_MSG_CT_DELETE, vec![tuple])
-            });
-            for result in self.0.ask_each::<_, Answer>(request, messages.collect())? {
+            for result in self.0.ask_each::<_, Answer>(request, some.iter().map(|tuple| change(tuple)).collect())? {
                 match result {
-                    Ok(_) => forgotten += 1,
+                    Ok(_) => changed += 1,
                     // It ended meanwhile.
                     Err(error) if error.errno() == Some(libc::ENOENT) => {}
                     Err(error) => return Err(error),
                 }
             }
         }
-        Ok(forgotten)
+        Ok(changed)
     }
+}
+
+/// Both ends' flags of a connection (`CTA_PROTOINFO`).
+fn liberal() -> Vec<u8> {
+    // `struct nf_ct_tcp_flags`: the flags, and which of them are meant.
+    let flags = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+    let both =
+        [CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, CTA_PROTOINFO_TCP_FLAGS_REPLY].map(|side| attribute(side, &flags)).concat();
+    attribute(CTA_PROTOINFO_TCP | NLA_F_NESTED, &both)
 }
 
 /// Asks for the flows of UDP to `address`, among others.
@@ -87,18 +150,22 @@ fn to(address: IpAddr) -> NetfilterMessage {
     let ip = attribute(CTA_TUPLE_IP | NLA_F_NESTED, &attribute(kind, &octets));
     let protocol = attribute(CTA_TUPLE_PROTO | NLA_F_NESTED, &attribute(CTA_PROTO_NUM, &[IPPROTO_UDP]));
     let filter = attribute(CTA_FILTER_ORIG_FLAGS, &by.to_ne_bytes());
-    let attributes = vec![
-        DefaultNla::new(CTA_TUPLE_ORIG | NLA_F_NESTED, [ip, protocol].concat()),
-        DefaultNla::new(CTA_FILTER | NLA_F_NESTED, filter),
-    ];
-    message(address, IPCTNL_MSG_CT_GET, attributes)
+    let attributes = vec![nested(CTA_TUPLE_ORIG, [ip, protocol].concat()), nested(CTA_FILTER, filter)];
+    message(family_of(address), IPCTNL_MSG_CT_GET, attributes)
 }
 
-fn message(address: IpAddr, message_type: u8, attributes: Vec<DefaultNla>) -> NetfilterMessage {
-    let family = match address {
+fn family_of(address: IpAddr) -> NetfilterProtoFamily {
+    match address {
         IpAddr::V4(_) => NetfilterProtoFamily::IPv4,
         IpAddr::V6(_) => NetfilterProtoFamily::IPv6,
-    };
+    }
+}
+
+fn nested(kind: u16, value: Vec<u8>) -> DefaultNla {
+    DefaultNla::new(kind | NLA_F_NESTED, value)
+}
+
+fn message(family: NetfilterProtoFamily, message_type: u8, attributes: Vec<DefaultNla>) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Other { message_type, attributes })
 }
 
@@ -117,13 +184,24 @@ fn value(attributes: &[u8], kind: u16) -> Option<&[u8]> {
 }
 
 fn is_meant(tuple: &[u8], address: IpAddr, ports: &[u16]) -> bool {
-    let destination = value(tuple, CTA_TUPLE_IP).and_then(|ip| match address {
-        IpAddr::V4(_) => value(ip, CTA_IP_V4_DST)?.try_into().ok().map(|octets: [u8; 4]| IpAddr::from(octets)),
-        IpAddr::V6(_) => value(ip, CTA_IP_V6_DST)?.try_into().ok().map(|octets: [u8; 16]| IpAddr::from(octets)),
-    });
     let Some(protocol) = value(tuple, CTA_TUPLE_PROTO) else { return false };
     let port = value(protocol, CTA_PROTO_DST_PORT).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
-    destination == Some(address)
-        && value(protocol, CTA_PROTO_NUM) == Some(&[IPPROTO_UDP])
+    address_of(tuple, [CTA_IP_V4_DST, CTA_IP_V6_DST]) == Some(address)
+        && protocol_of(tuple) == Some(IPPROTO_UDP)
         && port.is_some_and(|port| ports.contains(&port))
+}
+
+fn source_of(tuple: &[u8]) -> Option<IpAddr> {
+    address_of(tuple, [CTA_IP_V4_SRC, CTA_IP_V6_SRC])
+}
+
+/// The address that a tuple has as an attribute of one of these kinds, IPv4's and IPv6's.
+fn address_of(tuple: &[u8], [v4, v6]: [u16; 2]) -> Option<IpAddr> {
+    let ip = value(tuple, CTA_TUPLE_IP)?;
+    let v4 = value(ip, v4).and_then(|octets| <[u8; 4]>::try_from(octets).ok()).map(IpAddr::from);
+    v4.or_else(|| value(ip, v6).and_then(|octets| <[u8; 16]>::try_from(octets).ok()).map(IpAddr::from))
+}
+
+fn protocol_of(tuple: &[u8]) -> Option<u8> {
+    value(value(tuple, CTA_TUPLE_PROTO)?, CTA_PROTO_NUM)?.first().copied()
 }

@@ -20,6 +20,8 @@ use super::policy::Jail;
 pub struct Confirmed {
     /// Its name inside the container.
     pub name: IfName,
+    /// Its index inside the container.
+    pub index: u32,
     pub mac: Mac,
     /// Its addresses in the jail's subnets; at least one.
     pub addresses: Vec<IpAddr>,
@@ -167,6 +169,7 @@ fn confirm(
     }
     Ok(Confirmed {
         name: interface.parse()?,
+        index: link.index,
         mac: link.mac.ok_or(Refusal::NoMac { interface })?,
         addresses: addresses.iter().map(|address| address.address).collect(),
         link_local: link_local.iter().map(|address| address.address).collect(),

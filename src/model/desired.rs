@@ -1,6 +1,6 @@
 //! What the kernel should hold for a jail and its members. Pure: the same input gives the same output, always.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::admit::Confirmed;
 use super::facts::{ExitFacts, Surroundings};
@@ -172,15 +172,14 @@ pub fn member(jail: &JailName, interfaces: &[Confirmed]) -> Member {
     }
 }
 
-/// The unspecified address is among a member's own, for ARP probes (RFC 5227) and duplicate address detection
-/// (RFC 4862); the guard's rules let it through for those alone.
+/// IPv6's unspecified address is among a member's own, for duplicate address detection (RFC 4862); the guard's rules let
+/// it through for that alone.
 fn guard(jail: &JailName, interface: &Confirmed) -> Vec<Element> {
     let table = TableId::guard(jail);
     let mac = Part::Mac(interface.mac);
     let port = Part::Index(interface.port);
     let mut elements: Vec<Element> = is_judged(jail, interface.port).into();
-    let unspecified = Family::BOTH.map(|family| family.everything().addr());
-    for address in own_addresses(interface).into_iter().chain(unspecified) {
+    for address in own_addresses(interface).into_iter().chain([IpAddr::V6(Ipv6Addr::UNSPECIFIED)]) {
         let set = match address {
             IpAddr::V4(_) => Set::Own4,
             IpAddr::V6(_) => Set::Own6,
@@ -237,7 +236,7 @@ fn lock(interface: &Confirmed) -> Vec<Element> {
                 IpAddr::V4(_) => Set::Out4,
                 IpAddr::V6(_) => Set::Out6,
             },
-            key: vec![Part::Name(interface.name.clone()), Part::Address(address)],
+            key: vec![Part::Index(interface.index), Part::Address(address)],
             value: vec![],
         })
         .collect()

@@ -153,6 +153,7 @@ mod tests {
     fn interface(addresses: &[&str]) -> Confirmed {
         Confirmed {
             name: "eth0".parse().unwrap(),
+            index: 2,
             mac: Mac([2, 0, 0, 0, 0, 1]),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             link_local: vec![],

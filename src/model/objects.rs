@@ -276,9 +276,9 @@ pub enum Set {
     Forwarded4,
     /// wall: the same with a member's IPv6.
     Forwarded6,
-    /// lock: interface name and IPv4 that may emit.
+    /// lock: interface index and IPv4 that may emit.
     Out4,
-    /// lock: interface name and IPv6 that may emit.
+    /// lock: interface index and IPv6 that may emit.
     Out6,
     /// lock: the engine's resolver, where it may be asked.
     Resolvers,
@@ -308,7 +308,6 @@ impl Set {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     Index(u32),
-    Name(IfName),
     Mac(Mac),
     Address(IpAddr),
     /// An IPv6 address in a key that nft knows as a plain 128-bit integer.
@@ -339,17 +338,12 @@ impl Element {
 }
 
 /// A key or value as nf_tables compares it: each component padded with zeroes to a multiple of 4 bytes
-/// (`NFT_REG32_SIZE`), names NUL-padded to `IFNAMSIZ`, indexes in the host's byte order.
+/// (`NFT_REG32_SIZE`), indexes in the host's byte order.
 fn bytes(parts: &[Part]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(44);
     for part in parts {
         match part {
             Part::Index(index) => bytes.extend(index.to_ne_bytes()),
-            Part::Name(name) => {
-                let mut padded = [0; 16];
-                padded[..name.len()].copy_from_slice(name.as_bytes());
-                bytes.extend(padded);
-            }
             Part::Mac(Mac(mac)) => bytes.extend(mac),
             Part::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
             Part::Address(IpAddr::V6(address)) | Part::Raw(address) => bytes.extend(address.octets()),
@@ -367,7 +361,6 @@ fn text(parts: &[Part]) -> String {
         .iter()
         .map(|part| match part {
             Part::Index(index) => index.to_string(),
-            Part::Name(name) => format!("\"{name}\""),
             Part::Mac(mac) => mac.to_string(),
             Part::Address(address) => address.to_string(),
             Part::Raw(address) => format!("{:#034x}", u128::from(*address)),

@@ -135,11 +135,11 @@ pub fn lock_text() -> String {
     format!(
         "table {} {{
 	set out4 {{
-		type ifname . ipv4_addr
+		type iface_index . ipv4_addr
 	}}
 
 	set out6 {{
-		type ifname . ipv6_addr
+		type iface_index . ipv6_addr
 	}}
 
 	set resolvers {{
@@ -148,9 +148,9 @@ pub fn lock_text() -> String {
 
 	chain out {{
 		type filter hook postrouting priority 300; policy drop;
-		oifname \"lo\" accept
-		oifname . ip saddr @out4 accept
-		oifname . ip6 saddr @out6 accept
+		oif \"lo\" accept
+		oif . ip saddr @out4 accept
+		oif . ip6 saddr @out6 accept
 		icmpv6 type nd-neighbor-solicit ip6 hoplimit 255 accept
 		icmpv6 type nd-neighbor-advert ip6 hoplimit 255 accept
 		icmpv6 type mld-listener-report ip6 hoplimit 1 accept

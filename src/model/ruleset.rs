@@ -59,7 +59,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         vec![reject(), scope.what_leaves_the_jail(), scope.what_enters_the_jail(), scope.what_reaches_the_host()];
     chains.extend(scope.no_way_is_told_at_once());
     chains.extend([
-        a_port_speaks_to_the_bridge_alone(),
+        arrivals(),
         scope.segments_fit_the_exit(),
         scope.forward(),
         scope.input(),
@@ -149,6 +149,8 @@ impl Scope<'_> {
     /// addresses: either is enough.
     fn forward(&self) -> Chain {
         let mut rules = vec!["tcp flags & (syn | rst) == syn jump clamp".to_owned()];
+        rules.extend(self.most_packets_are_a_members_to_the_exit());
+        rules.extend(self.or_replies_from_there());
         rules.extend(self.bridge.map(|bridge| format!("iifname \"{bridge}\" goto from_members")));
         rules.extend(self.by_family("saddr").map(|source| format!("{source} goto from_members")));
         rules.extend(self.bridge.map(|bridge| format!("oifname \"{bridge}\" goto to_members")));
@@ -156,12 +158,34 @@ impl Scope<'_> {
         Chain { name: "forward", hook: Some("type filter hook forward priority -10; policy accept;"), rules }
     }
 
+    /// What most packets are comes first: `from_members` would come to the same, later. Speed is all that this is for.
+    fn most_packets_are_a_members_to_the_exit(&self) -> Vec<String> {
+        if self.jail.enrolled_only {
+            return Vec::new();
+        }
+        let exits = names(&self.jail.exits);
+        let no_question = match self.jail.dns {
+            Dns::Servers(_) => " th dport != 53",
+            Dns::Engine | Dns::Block => "",
+        };
+        self.by_family("saddr").map(|source| format!("{source} oifname {exits}{no_question} accept")).collect()
+    }
+
+    /// As `to_members` has it; for whoever says that he is a member, `from_members` decides.
+    fn or_replies_from_there(&self) -> Vec<String> {
+        let Some(bridge) = self.bridge else { return Vec::new() };
+        let exits = names(&self.jail.exits);
+        self.by_family("saddr !=")
+            .map(|stranger| format!("{stranger} oifname \"{bridge}\" iifname {exits} {REPLY} accept"))
+            .collect()
+    }
+
     /// A packet that the jail's table calls unreachable ends in the routing decision, before any forward hook, and the
     /// kernel's ICMP error for it is rate-limited (icmp_ratelimit, ip-sysctl): under load a new connection would hang.
     /// So its SYN is reset here. Nor is "no route" an error that a UDP socket hears of (icmp_err_convert,
     /// icmpv6_err_convert), so a first datagram is answered by one that it does. Established connections are left alone:
     /// they outlive a restart of the exit.
-    fn no_way_is_told_at_once(&self) -> [Chain; 3] {
+    fn no_way_is_told_at_once(&self) -> [Chain; 2] {
         let nowhere = "fib daddr type != local fib daddr oif missing counter name rejected_out";
         let no_route =
             "fib daddr type != { local, broadcast, multicast } fib daddr oif missing counter name rejected_out";
@@ -176,20 +200,9 @@ impl Scope<'_> {
             segment.push(format!("{source} {nowhere} reject with tcp reset"));
             datagram.push(format!("{source} {no_route} reject with icmpx admin-prohibited"));
         }
-        // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
-        let first = vec![
-            "tcp flags & (fin | syn | rst | ack) == syn goto first_segment".to_owned(),
-            "meta l4proto udp ct status ! confirmed goto first_datagram".to_owned(),
-        ];
         [
             Chain { name: "first_segment", hook: None, rules: segment },
             Chain { name: "first_datagram", hook: None, rules: datagram },
-            // After destination NAT (-100), whose target is what is asked for.
-            Chain {
-                name: "no_way",
-                hook: Some("type filter hook prerouting priority -90; policy accept;"),
-                rules: first,
-            },
         ]
     }
 
@@ -334,10 +347,12 @@ impl Scope<'_> {
     /// After all translation of addresses (100).
     fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
         let rules = [
-            vec![format!("oifname != {} accept", names(&self.jail.exits))],
+            vec![
+                // What most packets are: it was translated, and its connection's first packet was judged.
+                "ct direction original ct status & (confirmed | snat) == (confirmed | snat) accept".to_owned(),
+                format!("oifname != {} accept", names(&self.jail.exits)),
+            ],
             self.nothing_leaves_in_a_members_own_name(),
-            // Its first packet was judged.
-            vec!["ct direction original ct status confirmed accept".to_owned()],
             self.members_ask_in_the_exits_own_name(),
             self.members_answer_in_the_exits_own_name(),
         ];
@@ -433,16 +448,28 @@ fn by_port<'a>(ports: &'a [Port], side: &'a str) -> Box<dyn Iterator<Item = Stri
     Box::new(ports.iter().map(move |port| format!(" {} {side} {}", port.protocol.as_str(), port.number)))
 }
 
+/// Before the routing decision, and the ICMP errors that it makes; after destination NAT (-100), whose target is what is
+/// asked for.
+fn arrivals() -> Chain {
+    Chain {
+        name: "arrivals",
+        hook: Some("type filter hook prerouting priority -90; policy accept;"),
+        rules: vec![
+            a_port_speaks_to_the_bridge_alone(),
+            // The route is looked up for the first packet of a flow alone: conntrack confirms what passes.
+            "tcp flags & (fin | syn | rst | ack) == syn goto first_segment".to_owned(),
+            "meta l4proto udp ct status ! confirmed goto first_datagram".to_owned(),
+        ],
+    }
+}
+
 /// Frames for 01:80:c2:00:00:0x (LLDP and the like, IEEE 802.1D table 7-10) are no bridge's to forward: br_handle_frame
 /// hands them, and the IP packet that somebody put into one, to the host as if it came from a link of its own, past
 /// every hook of the guard. Nothing else arrives so.
-fn a_port_speaks_to_the_bridge_alone() -> Chain {
-    Chain {
-        name: "port",
-        hook: Some("type filter hook prerouting priority -310; policy accept;"),
-        // These frames are multicast; what came to the bridge itself need not be looked up.
-        rules: vec!["meta pkttype != host iif @ports counter name rejected_host drop".to_owned()],
-    }
+///
+/// They are multicast; what came to the bridge itself need not be looked up.
+fn a_port_speaks_to_the_bridge_alone() -> String {
+    "meta pkttype != host iif @ports counter name rejected_host drop".to_owned()
 }
 
 /// The guard proper. A member's port that says anything else is counted and dropped.
@@ -451,8 +478,10 @@ fn a_port_speaks_as_itself() -> Chain {
         name: "member",
         hook: None,
         rules: vec![
-            "ether type ip ip saddr != 0.0.0.0 iif . ether saddr . ip saddr @own4 accept".to_owned(),
+            "ether type ip iif . ether saddr . ip saddr @own4 accept".to_owned(),
             "ether type arp arp htype 1 arp ptype ip iif . ether saddr . arp saddr ip @own4 iif . arp saddr ether . arp saddr ip @own4 accept".to_owned(),
+            // An ARP probe (RFC 5227), for its own address.
+            "ether type arp arp htype 1 arp ptype ip arp saddr ip 0.0.0.0 iif . ether saddr . arp daddr ip @own4 iif . arp saddr ether . arp daddr ip @own4 accept".to_owned(),
             "icmpv6 type { nd-router-advert, nd-redirect } counter name forged drop".to_owned(),
             "icmpv6 type nd-neighbor-advert iif . ether saddr . @th,64,128 != @target6 counter name forged drop".to_owned(),
             "ip6 saddr :: icmpv6 type != { nd-neighbor-solicit, mld2-listener-report } counter name forged drop".to_owned(),
@@ -470,7 +499,7 @@ fn guard_hook() -> Chain {
         hook: Some("type filter hook prerouting priority -300; policy accept;"),
         // What most frames are comes first: `member` would come to the same.
         rules: vec![
-            "ether type ip ip saddr != 0.0.0.0 iif . ether saddr . ip saddr @own4 accept".to_owned(),
+            "ether type ip iif . ether saddr . ip saddr @own4 accept".to_owned(),
             "ether type ip6 ip6 saddr != :: meta l4proto != ipv6-icmp iif . ether saddr . ip6 saddr @own6 accept"
                 .to_owned(),
             "iif @ports goto member".to_owned(),

@@ -59,6 +59,7 @@ fn surroundings(exits: Vec<ExitFacts>) -> Surroundings {
 fn member() -> Confirmed {
     Confirmed {
         name: "eth0".parse().unwrap(),
+        index: 2,
         mac: Mac([2, 0x42, 0xac, 0x12, 0, 2]),
         addresses: vec!["172.18.0.2".parse().unwrap(), "fd00:18::2".parse().unwrap()],
         link_local: vec![],

@@ -25,7 +25,7 @@ const IN: Base = Base { name: "in", kind: "filter", hook: InetHookNumber::LocalI
 /// nft's type numbers, for those who list the set (nftables, include/datatype.h); the kernel does not look at them.
 const TYPE_IPADDR: u32 = 7;
 const TYPE_IP6ADDR: u32 = 8;
-const TYPE_IFNAME: u32 = 41;
+const TYPE_IFINDEX: u32 = 20;
 const TYPE_BITS: u32 = 6;
 
 /// Closes the lock in the namespace of `nfnl`: makes the table with empty sets, in one transaction, in the place of one
@@ -37,8 +37,8 @@ pub fn close(nfnl: &mut Nfnl) -> Result<(), KernelError> {
     let request = "closing the lock in the container's network namespace";
     make(nfnl, request, TableId::lock(), |name| {
         let mut messages = vec![
-            set(name, Set::Out4, 1, TYPE_IFNAME << TYPE_BITS | TYPE_IPADDR, 16 + 4),
-            set(name, Set::Out6, 2, TYPE_IFNAME << TYPE_BITS | TYPE_IP6ADDR, 16 + 16),
+            set(name, Set::Out4, 1, TYPE_IFINDEX << TYPE_BITS | TYPE_IPADDR, 4 + 4),
+            set(name, Set::Out6, 2, TYPE_IFINDEX << TYPE_BITS | TYPE_IP6ADDR, 4 + 16),
             set(name, Set::Resolvers, 3, TYPE_IPADDR, 4),
         ];
         messages.extend(OUT.messages(name, what_leaves()));
@@ -99,18 +99,18 @@ fn what_leaves() -> Vec<Vec<Expression>> {
 }
 
 fn loopback_is_free() -> Vec<Expression> {
-    let mut name = [0; 16];
-    name[..2].copy_from_slice(b"lo");
-    vec![meta(MetaKey::Oifname), equals(name.to_vec()), accept()]
+    /// In every namespace (`LOOPBACK_IFINDEX`, net/flow.h).
+    const LOOPBACK: u32 = 1;
+    vec![meta(MetaKey::Oif), equals(LOOPBACK.to_ne_bytes().to_vec()), accept()]
 }
 
 fn confirmed_addresses_may_emit(nfproto: u8, (offset, len): (u32, u32), set: Set) -> Vec<Expression> {
     vec![
         meta(MetaKey::Nfproto),
         equals(vec![nfproto]),
-        meta(MetaKey::Oifname),
-        // The name fills the 16 bytes of register 1; the address stands right after it.
-        payload(NETWORK_HEADER, offset, len, Register::Reg2),
+        // The first 4 bytes of the 16 that register 1 has; the address stands right after them.
+        meta(MetaKey::Oif),
+        payload(NETWORK_HEADER, offset, len, Register::Reg32_01),
         is_in(set.name(), Register::Reg1),
         accept(),
     ]

@@ -49,6 +49,32 @@ fn what_others_wipe_is_put_back_under_traffic() {
     watch.end();
 }
 
+/// Tracking learns a connection's window anew after a flush, from what it sees first. That is a segment sent again here,
+/// when the service has had many more already: its answers lie beyond such a window.
+#[test]
+fn connections_outlive_a_flush_that_meets_with_losses() {
+    let mut two = TwoExits::new("\"tun0\"");
+    let control = two.control();
+    two.client.start_and_wait();
+    let watch = Watch::start(&two.lab);
+    let member = two.member("m1", 2);
+    two.lab.reset_leaks();
+    let mut traffic = Traffic::start(&member);
+    traffic.wait_flowing();
+    two.lab.inet.nft("table inet mute { chain said { type filter hook output priority 0; tcp sport 7 drop; }; }");
+    traffic.press();
+    drop(two.lab.sh("nft flush ruleset"));
+    wait_until("the wall after a flush", PATIENCE, || stands(&two.lab));
+    two.lab.inet.nft("delete table inet mute");
+    traffic.wait_flowing();
+    for flow in [&traffic.tcp4, &traffic.tcp6] {
+        assert_eq!(flow.figure("connects"), 1, "it was opened anew");
+    }
+    two.lab.assert_no_leak("exits", "watch-nft-flushed-with-losses", control);
+    traffic.end(&member);
+    watch.end();
+}
+
 /// The NIC's addresses come, change and go: each family is routed by it exactly as long as it has one to speak with.
 #[test]
 fn an_exits_addresses_are_followed() {
