@@ -2,21 +2,16 @@
 //! jail's table. Each was seen to do so; a setting that only might is not in here.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use super::{Findings, Verdict};
 use crate::config::Config;
-use crate::hold::{Kernel, wall};
+use crate::hold::{Kernel, wall, way};
 use crate::model::conflict::{self, Catches};
 use crate::model::desired;
 use crate::model::facts::{FibAnswer, Link};
 use crate::model::objects::{Family, RULE_PRIORITY};
 use crate::model::policy::Jail;
-
-/// Addresses of nobody (RFC 5737, RFC 3849).
-const SOMEWHERE4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const SOMEWHERE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 
 /// What concerns the whole host.
 pub fn look(findings: &mut Findings, config: &Config, host: &mut Kernel) {
@@ -142,10 +137,8 @@ fn answers_reach_the_bridge(
     for exit in survey.surroundings.exits.iter().filter(|exit| exit.link.up) {
         for subnet in &jail.subnets {
             let family = Family::of_net(subnet);
-            let (ip, somewhere) = match family {
-                Family::V4 => ("ip", IpAddr::from(SOMEWHERE4)),
-                Family::V6 => ("ip -6", IpAddr::from(SOMEWHERE6)),
-            };
+            let ip = if family == Family::V6 { "ip -6" } else { "ip" };
+            let Some(somewhere) = way::somewhere(family).next() else { continue };
             // An address that a member may have, and hardly the host itself.
             let Some(member) = subnet.hosts().nth(251).or_else(|| subnet.hosts().last()) else { continue };
             if !exit.has(family) || !is_forwarded(&exit.link.name, family) {
