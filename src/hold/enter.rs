@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::late::{MAY_HAVE_LIED, Newcomer};
 use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
 use super::sight::Sight;
-use super::{Kernel, forward, late, wall, way};
+use super::{Kernel, after_taking_back, forward, late, wall, way};
 use crate::config::Config;
 use crate::kernel::KernelError;
 use crate::kernel::nfnetlink::Nfnl;
@@ -226,7 +226,7 @@ pub(super) fn hold(
     entering: Entering,
 ) -> Result<Vec<IpAddr>> {
     let netns = sight.netns.id;
-    no_other_jail_holds_it(store, jail, netns)?;
+    nobody_else_holds_it(store, netns, Some(&jail.name), Some(&jail.name))?;
     let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
     let interfaces = sight.confirm(host, jail, survey.bridge.as_ref())?;
     let desired = desired::member(&jail.name, &interfaces);
@@ -317,22 +317,28 @@ fn member_with(
     }
 }
 
-fn no_other_jail_holds_it(store: &Store, jail: &Jail, netns: NetnsId) -> Result<()> {
-    for other in store.jails()?.iter().filter(|other| **other != jail.name) {
+/// Refuses a namespace that somebody lives in already: members of a jail other than `joined`, or containers whose address
+/// is late and that mean another jail than `jail`.
+pub(super) fn nobody_else_holds_it(
+    store: &Store,
+    netns: NetnsId,
+    jail: Option<&JailName>,
+    joined: Option<&JailName>,
+) -> Result<()> {
+    for other in store.jails()?.iter().filter(|other| Some(*other) != joined) {
         let Some(member) = store.member(other, netns)? else { continue };
         if let Some(container) = member.containers.iter().find(|container| container.process.is_alive()) {
             bail!(held_by(other, &container.id));
         }
     }
-    match store.late(netns)?.filter(LateRecord::is_alive) {
-        Some(LateRecord { jail: Some(other), containers, .. }) if other != jail.name => {
-            bail!(held_by(&other, &containers[0].id))
-        }
+    let Some(late) = store.late(netns)?.filter(LateRecord::is_alive) else { return Ok(()) };
+    match (&late.jail, jail, late.containers.first()) {
+        (Some(other), Some(jail), Some(container)) if other != jail => bail!(held_by(other, &container.id)),
         _ => Ok(()),
     }
 }
 
-pub(super) fn held_by(jail: &JailName, container: &ContainerId) -> String {
+fn held_by(jail: &JailName, container: &ContainerId) -> String {
     format!(
         "the container's network namespace is held by jail {jail} already (container {container}); name one jail for all containers of a pod"
     )
@@ -432,8 +438,5 @@ fn taken_back(
         Ok(None) => wall_goes_with_its_last_member(&mut host, &store, &jail.name),
         Err(error) => Err(error.into()),
     };
-    match taken.and(store.tidy().map_err(Into::into)) {
-        Ok(()) => error,
-        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
-    }
+    after_taking_back(error, taken.and(store.tidy().map_err(Into::into)))
 }

@@ -61,3 +61,11 @@ impl Kernel {
         Ok(())
     }
 }
+
+/// Why something failed, when what was done of it was taken back, or was not.
+fn after_taking_back(error: anyhow::Error, taken_back: Result<()>) -> anyhow::Error {
+    match taken_back {
+        Ok(()) => error,
+        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
+    }
+}
