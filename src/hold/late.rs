@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::enter::{Entering, hold, nobody_else_holds_it};
+use super::enter::{Entering, hold};
 use super::leave::{forget_late, remove, shut_elements, walls_go_with_their_last_members};
 use super::sight::Sight;
+use super::tenants::nobody_else_holds_it;
 use super::{Kernel, after_taking_back, attend, wall};
 use crate::config::Config;
 use crate::kernel::nftables;
