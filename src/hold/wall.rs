@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 use super::leave::shut_elements;
-use super::{Kernel, forward, way};
+use super::{Kernel, after_taking_back, forward, way};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::nftables;
 use crate::model::conflict;
@@ -120,6 +120,12 @@ pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
     Ok(Survey { record, surroundings, bridge, observed, desired, tables_intact })
 }
 
+/// Whether a wall that no configuration describes any more stands, as far as that can be told.
+pub fn stands_for_nobody(host: &mut Kernel, record: &WallRecord) -> Result<bool> {
+    let observed = look(host, &record.jail, record.table)?;
+    Ok(verify::wall_of_nobody(&observed, record.table, record.bridge.as_ref(), record.loaded).is_ok())
+}
+
 /// The steps that would make the wall stand; none when it does.
 pub fn plan_to_raise(host: &mut Kernel, store: &Store, jail: &Jail, survey: &Survey) -> Result<Vec<Change>> {
     if survey.stands() {
@@ -156,10 +162,7 @@ pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy)
     let is_new = survey.record.is_none() && !store.has_members(&jail.name)?;
     raise(host, store, jail, survey, raised_by).map(|(survey, _)| survey).map_err(|error| match is_new {
         // Half a wall that nobody is behind is nobody's gain; half a wall with members stays and holds what it holds.
-        true => match take_down(host, store, &jail.name, Some(jail)) {
-            Ok(_) => error,
-            Err(second) => error.context(format!("and what was done could not be taken back: {second:#}")),
-        },
+        true => after_taking_back(error, take_down(host, store, &jail.name, Some(jail)).map(drop)),
         false => error,
     })
 }

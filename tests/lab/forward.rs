@@ -4,6 +4,7 @@
 mod command;
 mod engines;
 mod exits;
+mod firewall;
 mod owners;
 
 use std::time::Duration;
