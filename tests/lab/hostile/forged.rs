@@ -22,6 +22,7 @@ const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
 
 /// Who sends, as the frame says it.
 #[derive(Debug, Clone, Copy)]
@@ -175,6 +176,22 @@ pub fn discovery(to: Mac, from: Sender, addr: Ipv6Addr, what: Discovery, hidden:
         ip6(source, addr, ICMP6, 255, &message)
     };
     ethernet(to, from.mac, IP6, &packet)
+}
+
+/// The same in two fragments, of which the first says what it is, and the second about whom. Hosts are to ignore such
+/// messages (RFC 6980).
+pub fn cut_discovery(frame: &[u8]) -> [Vec<u8>; 2] {
+    let (head, message) = frame.split_at(14 + 40);
+    let (first, last) = message.split_at(8);
+    [(0u16, 1, first), (1, 0, last)].map(|(offset, more, part)| {
+        let [high, low] = ((offset << 3) | more).to_be_bytes();
+        let payload = [&[ICMP6, 0, high, low, 0, 0, 0, 5][..], part].concat();
+        let mut frame = head.to_vec();
+        let length = u16::try_from(payload.len()).expect("a short packet");
+        frame[14 + 4..14 + 6].copy_from_slice(&length.to_be_bytes());
+        frame[14 + 6] = FRAGMENT;
+        [frame, payload].concat()
+    })
 }
 
 /// ICMP redirect: what `hearer` sends `towards` somebody goes better by `by` (RFC 792).
