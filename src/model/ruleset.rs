@@ -336,8 +336,6 @@ impl Scope<'_> {
         let rules = [
             vec![format!("oifname != {} accept", names(&self.jail.exits))],
             self.nothing_leaves_in_a_members_own_name(),
-            // Its first packet was judged.
-            vec!["ct direction original ct status confirmed accept".to_owned()],
             self.members_ask_in_the_exits_own_name(),
             self.members_answer_in_the_exits_own_name(),
         ];
@@ -356,11 +354,13 @@ impl Scope<'_> {
 
     /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
     /// with it: the host would be named where the exit leads to. A connection's first packet decides on its name, and a
-    /// connection whose first packet is dropped has none.
+    /// connection whose first packet is dropped has none. Each later packet is judged as well: a connection that changes
+    /// its exit is ended by the kernel where it was masqueraded (nf_nat_oif_changed), but not where a rule of others gave
+    /// it an address (SNAT).
     fn members_ask_in_the_exits_own_name(&self) -> Vec<String> {
         let ask = |member| {
             format!(
-                "ct status ! confirmed ct original {member} fib saddr . oif type != local counter name rejected_out drop"
+                "ct direction original ct original {member} fib saddr . oif type != local counter name rejected_out drop"
             )
         };
         self.by_family("saddr").map(ask).collect()
