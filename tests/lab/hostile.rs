@@ -3,6 +3,7 @@
 
 mod callers;
 pub mod forged;
+mod headers;
 mod links;
 mod local;
 mod neighbours;
@@ -312,6 +313,11 @@ impl Broken {
         if self != Self::Nothing {
             attacker.deletes_its_lock();
         }
+        self.befall(lab);
+    }
+
+    /// What of it is the host's.
+    fn befall(self, lab: &Lab) {
         match self {
             Self::Nothing | Self::Lock => {}
             Self::Ruleset => drop(lab.sh("nft flush ruleset")),
