@@ -192,6 +192,7 @@ fn raise(
         table,
         bridge: survey.surroundings.bridge.clone(),
         raised_by,
+        exits: survey.record.as_ref().map(|record| record.exits.clone()).unwrap_or_default(),
         ruleset: digest(survey.desired.ruleset.text()),
         loaded: survey.observed.tables,
     };
@@ -201,9 +202,14 @@ fn raise(
         // A name is a convenience; the wall stands without it.
         eprintln!("tunjail: warning: routing table {table} has no name: /etc/iproute2/rt_tables.d: {error}");
     }
+    let renames = jail.exits.len() == 1 && survey.record.as_ref().is_some_and(|record| record.exits != jail.exits);
     for step in &steps {
         host.apply(step)?;
+        if renames && matches!(step, Change::LoadRuleset(_)) {
+            no_connection_takes_another_exits_name_along(jail)?;
+        }
     }
+    record.exits.clone_from(&jail.exits);
     if !survey.tables_intact {
         forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
     }
@@ -220,6 +226,15 @@ fn raise(
     way::others_lead_to_the_exits(host, jail, &survey)?;
     store.put_wall(&record)?;
     Ok((Survey { record: Some(record), observed, tables_intact: true, ..survey }, steps))
+}
+
+/// With the new ruleset and the old routes nothing passes, so nothing is tracked anew until the routes change. The kernel
+/// itself ends only connections that were masqueraded, and the ruleset judges only those of a jail with several exits
+/// packet by packet.
+fn no_connection_takes_another_exits_name_along(jail: &Jail) -> Result<()> {
+    let allowed: Vec<IpNet> = jail.allow.iter().map(|allow| allow.net).collect();
+    Conntrack::open()?.forget_names(&jail.subnets, &allowed)?;
+    Ok(())
 }
 
 /// Where somebody took the tables away, connection tracking may have gone with them, and would hold against established

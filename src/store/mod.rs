@@ -75,6 +75,8 @@ pub struct WallRecord {
     pub table: u32,
     pub bridge: Option<IfName>,
     pub raised_by: RaisedBy,
+    /// Those that connections of the jail may have taken their names from.
+    pub exits: Vec<IfName>,
     /// Digest of the ruleset's text as it was rendered.
     pub ruleset: Fingerprint,
     /// Fingerprints of the tables right after they were loaded.
