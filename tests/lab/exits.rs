@@ -1,5 +1,6 @@
 //! Several exits, a plain NIC among them, and `tunjail watch`, which follows them without any script.
 
+mod change;
 mod failover;
 mod jails;
 mod nic;
