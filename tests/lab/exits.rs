@@ -91,6 +91,42 @@ impl TwoExits {
     }
 }
 
+/// The two with `tunjail watch` and a member, seen as it should be. Fields in the order in which they are taken down.
+struct Followed {
+    member: Oci,
+    watch: Watch,
+    /// What leaves past the exits of a container that no jail holds.
+    control: u64,
+    two: TwoExits,
+}
+
+impl Followed {
+    #[track_caller]
+    fn new(exits: &str, callers: [&str; 2]) -> Self {
+        let mut two = TwoExits::new(exits);
+        let control = two.control();
+        let watch = Watch::start(&two.lab);
+        two.client.start_and_wait();
+        let member = two.member("m1", 2);
+        two.lab.reset_leaks();
+        is_seen_as(&member, callers);
+        Self { member, watch, control, two }
+    }
+
+    #[track_caller]
+    fn assert_no_leak(&self, case: &str) {
+        self.two.assert_right_names();
+        self.two.lab.assert_no_leak("exits", case, self.control);
+    }
+
+    /// In good order, and without a failure.
+    #[track_caller]
+    fn end(self) {
+        assert!(self.watch.told("failed").is_empty(), "{:?}", self.watch.told("failed"));
+        self.watch.end();
+    }
+}
+
 fn jail(name: &str, net: u8, exits: &str) -> String {
     format!(
         "[jail.{name}]\nsubnets = [\"172.{net}.0.0/16\", \"fd00:{net}::/64\"]\nexit = {exits}\n\

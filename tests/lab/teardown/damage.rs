@@ -106,6 +106,9 @@ fn an_exit_that_carries_nothing_is_told_with_the_mend() {
         assert!(check.contains(&found), "{found}: {check}");
     };
     says("is missing: start the VPN that makes it, or correct \"exit = \" in [jail.vpn]");
+    std::fs::create_dir_all("/etc/wireguard").expect("a directory");
+    std::fs::write("/etc/wireguard/tun0.conf", "[Interface]\n").expect("what wg-quick reads");
+    says("is missing: wg-quick up tun0");
     // Without ARP it needs no next hop.
     lab.sh("ip link add tun0 type veth peer name far; ip link set tun0 arp off");
     says("is down: ip link set tun0 up");
