@@ -6,6 +6,7 @@ pub mod forged;
 mod headers;
 mod links;
 mod local;
+mod mirrors;
 mod neighbours;
 mod pushed;
 mod routers;
