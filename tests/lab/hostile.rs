@@ -12,6 +12,7 @@ mod pushed;
 mod routers;
 pub mod services;
 mod told;
+mod tracking;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
