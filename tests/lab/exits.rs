@@ -4,6 +4,7 @@ mod change;
 mod failover;
 mod jails;
 mod nic;
+mod noise;
 mod service;
 mod watch;
 

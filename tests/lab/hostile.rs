@@ -6,11 +6,13 @@ pub mod forged;
 mod headers;
 mod links;
 mod local;
+mod mirrors;
 mod neighbours;
 mod pushed;
 mod routers;
 pub mod services;
 mod told;
+mod tracking;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

@@ -8,7 +8,7 @@ use crate::run::wait_until;
 use crate::scene::Traffic;
 use crate::world::Lab;
 
-fn stands(lab: &Lab) -> bool {
+pub fn stands(lab: &Lab) -> bool {
     lab.tunjail_ok(&["status"]).contains("jail vpn: wall up")
 }
 

@@ -212,7 +212,10 @@ pub fn arp(to: Mac, from: Mac, question: bool, says: Ipv4Addr, is_at: Mac, heare
 }
 
 pub fn udp(source: IpAddr, addr: IpAddr, port: u16) -> Vec<u8> {
-    let words = b"by no way";
+    udp_with(source, addr, port, b"by no way")
+}
+
+pub fn udp_with(source: IpAddr, addr: IpAddr, port: u16, words: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + words.len()).expect("a short datagram");
     let mut packet =
         [&40_000u16.to_be_bytes()[..], &port.to_be_bytes(), &length.to_be_bytes(), &[0, 0], words].concat();
