@@ -1,9 +1,12 @@
 //! `tunjail check`: everything that a container's start depends on, looked at before one does.
 
 mod dns;
+mod filter;
 mod firewall;
+mod forwards;
 mod host;
 mod proxies;
+mod rulesets;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,6 +15,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use self::rulesets::Rulesets;
+use super::trouble::{self, Trouble};
 use crate::cli::Show;
 use crate::config::Config;
 use crate::engine::install::Host;
@@ -21,7 +26,7 @@ use crate::hold::{Kernel, wall, way};
 use crate::kernel::nftables;
 use crate::model::conflict;
 use crate::model::names::JailName;
-use crate::model::policy::{Jail, Routes};
+use crate::model::policy::Jail;
 use crate::store::Store;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -72,8 +77,9 @@ pub fn run(config: Option<&Path>, args: &Show) -> Result<ExitCode> {
         let kernel = findings.take("netlink", Kernel::open().map_err(Into::into));
         if let Some(mut kernel) = kernel {
             host::look(&mut findings, config, &mut kernel);
+            let rulesets = rulesets::read(&mut findings);
             for jail in &config.jails {
-                check_jail(&mut findings, &mut kernel, jail, nft.is_some());
+                check_jail(&mut findings, &mut kernel, jail, &rulesets, nft.is_some());
             }
         }
     }
@@ -103,7 +109,7 @@ fn runtime(findings: &mut Findings, config: &Config) {
     }
 }
 
-fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft: bool) {
+fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, rulesets: &Rulesets, has_nft: bool) {
     let what = format!("jail {}", jail.name);
     let Some(survey) = findings.take(&what, wall::survey(kernel, &Store::open(), jail)) else { return };
     match &survey.bridge {
@@ -123,6 +129,10 @@ fn check_jail(findings: &mut Findings, kernel: &mut Kernel, jail: &Jail, has_nft
     exits(findings, &what, jail, &survey);
     exits_fit_the_host(findings, &what, jail, &survey, kernel);
     host::look_at_jail(findings, &what, jail, &survey, kernel);
+    if let Some(bridge) = &survey.surroundings.bridge {
+        firewall::look(findings, &what, jail, bridge, rulesets);
+        forwards::look(findings, &what, jail, bridge, rulesets);
+    }
     proxies::look(findings, &what, jail);
     dns::look(findings, kernel, &what, jail);
     if has_nft
@@ -159,39 +169,16 @@ fn exits_fit_the_host(findings: &mut Findings, what: &str, jail: &Jail, survey: 
 
 fn exits(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey) {
     for name in &jail.exits {
-        match survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str()) {
-            None => findings.add(
-                Verdict::Warning,
+        let facts = survey.surroundings.exits.iter().find(|exit| exit.link.name == name.as_str());
+        if let Some(Trouble { is, mend }) = trouble::of(jail, name, facts) {
+            findings.add(Verdict::Warning, what, format!("exit {name} {is}; nothing leaves by it: {mend}"));
+        } else if let Some(exit) = facts {
+            let family = |there: bool| if there { "by it" } else { "unreachable" };
+            findings.add(
+                Verdict::Ok,
                 what,
-                format!("exit {name} does not exist now; nothing leaves by it until it does"),
-            ),
-            Some(exit) if !exit.link.up => {
-                findings.add(
-                    Verdict::Warning,
-                    what,
-                    format!("exit {name} is down; nothing leaves by it until it is up"),
-                );
-            }
-            Some(exit) if !exit.link.tunnel && jail.gateways.is_empty() && jail.routes == Routes::Own => findings.add(
-                Verdict::Warning,
-                what,
-                format!("exit {name} is no tunnel and has no next hop; set \"gateway = \" in [jail.{}]", jail.name),
-            ),
-            Some(exit) if !exit.link.carrier => findings.add(
-                Verdict::Warning,
-                what,
-                format!(
-                    "exit {name} is up but has no carrier; what is sent into it is lost, unless another exit has one"
-                ),
-            ),
-            Some(exit) => {
-                let family = |there: bool| if there { "by it" } else { "unreachable" };
-                findings.add(
-                    Verdict::Ok,
-                    what,
-                    format!("exit {name} is up; IPv4 {}, IPv6 {}", family(exit.v4), family(exit.v6)),
-                );
-            }
+                format!("exit {name} is up; IPv4 {}, IPv6 {}", family(exit.v4), family(exit.v6)),
+            );
         }
     }
 }

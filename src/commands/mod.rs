@@ -10,6 +10,7 @@ mod install;
 mod runtime;
 mod status;
 mod sweep;
+mod trouble;
 mod up;
 mod watch;
 

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::forward::{self, Lead};
+use super::trouble::{self, Trouble};
 use crate::cli::Show;
 use crate::config::Config;
 use crate::exit::wireguard::{Tunnel, Wg};
@@ -55,6 +56,8 @@ struct ExitReport {
     carrier: bool,
     v4: bool,
     v6: bool,
+    /// Why nothing leaves by it, and what to do: null when something can.
+    trouble: Option<String>,
     /// Null for another kind of exit, and where `wg` is not installed or does not answer.
     wireguard: Option<Tunnel>,
 }
@@ -151,6 +154,7 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail, wg: Option<&Wg>) -
                 carrier: facts.is_some_and(|exit| exit.link.carrier),
                 v4: facts.is_some_and(|exit| exit.v4),
                 v6: facts.is_some_and(|exit| exit.v6),
+                trouble: trouble::of(jail, name, facts).map(|Trouble { is, mend }| format!("{is}: {mend}")),
                 wireguard: wg.and_then(|wg| wg.tunnel(name)),
             }
         })
@@ -176,7 +180,11 @@ fn report_jail(host: &mut Kernel, store: &Store, jail: &Jail, wg: Option<&Wg>) -
 fn report_unconfigured(host: &mut Kernel, store: &Store, name: &JailName) -> Result<JailReport> {
     let record = store.wall(name)?;
     Ok(JailReport {
-        wall: if record.is_some() { "up" } else { "down" },
+        wall: match &record {
+            None => "down",
+            Some(record) if wall::stands_for_nobody(host, record)? => "up",
+            Some(_) => "damaged",
+        },
         raised_by: record.as_ref().map(|record| record.raised_by),
         table: record.as_ref().map(|record| record.table),
         bridge: record.and_then(|record| record.bridge).map(Into::into),
@@ -285,23 +293,24 @@ fn print(out: &mut impl Write, jail: &JailReport) -> Result<()> {
     let bridge = jail.bridge.as_deref().unwrap_or("none yet");
     writeln!(out, "jail {}: wall {}{by}{table}, bridge {bridge}", jail.jail, jail.wall)?;
     if !jail.configured {
-        writeln!(out, "  not in the configuration any more; `tunjail down {}` removes it", jail.jail)?;
+        writeln!(
+            out,
+            "  not in the configuration any more, so what it should be is known in part; `tunjail down {}` removes it",
+            jail.jail
+        )?;
     }
     for exit in &jail.exits {
-        let state = match (exit.present, exit.up) {
-            (false, _) => "missing: nothing leaves by it".to_owned(),
-            (true, false) => "down: nothing leaves by it".to_owned(),
-            (true, true) => {
-                let wire = if exit.carrier { "" } else { " without a carrier" };
-                format!("up{wire}, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6))
-            }
+        let state = match &exit.trouble {
+            Some(trouble) => format!("{trouble}; nothing leaves by it"),
+            None => format!("up, IPv4 {}, IPv6 {}", yes(exit.v4), yes(exit.v6)),
         };
         let handshake = match exit.wireguard.as_ref().map(|tunnel| tunnel.last_handshake) {
             None => String::new(),
             Some(None) => ", no handshake yet".to_owned(),
             Some(Some(age)) => format!(", last handshake {age} s ago"),
         };
-        writeln!(out, "  exit {}: {state}{handshake}", exit.name)?;
+        let colon = if exit.trouble.is_none() { ":" } else { "" };
+        writeln!(out, "  exit {}{colon} {state}{handshake}", exit.name)?;
     }
     let Rejected { out: outward, r#in: inward, host, forged } = jail.rejected;
     writeln!(out, "  rejected packets: {outward} past the exit, {inward} inward, {host} to the host, {forged} forged")?;

@@ -9,7 +9,7 @@ use super::error::{Fault, JailFault, Role};
 use super::raw::{List, OneOrMany, RawAllow, RawAllowTable, RawForward, RawJail, TextOr};
 use super::{At, Checked};
 use crate::model::names::{IfName, JailName, shorten};
-use crate::model::policy::{Allow, Direction, Dns, Forward, Jail, Port, Routes};
+use crate::model::policy::{Allow, Direction, Dns, Forward, Jail, Port, Routes, overlap};
 
 /// The shortest prefix of a net that a jail may hold or allow. `2000::/3` is the whole of today's IPv6 internet, and
 /// two nets of prefix 1 are as good as a default route.
@@ -307,11 +307,6 @@ fn net(role: Role, text: &str) -> Result<IpNet, JailFault> {
         Some(&(_, what, _)) => Err(JailFault::Unsuitable { role, net, what }),
         None => Ok(net),
     }
-}
-
-/// Two nets share an address exactly when one holds the other.
-pub(super) fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
 }
 
 fn each<T>(items: &[Spanned<String>], read: impl Fn(&str) -> Result<T, JailFault>) -> Found<Vec<(usize, T)>> {

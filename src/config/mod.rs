@@ -25,7 +25,7 @@ use toml::Spanned;
 
 use self::file::Source;
 use crate::model::names::shorten;
-use crate::model::policy::Jail;
+use crate::model::policy::{Jail, overlap};
 
 pub use self::error::{ConfigError, Fault, FileFault, JailFault, Role};
 
@@ -219,7 +219,7 @@ fn compare(sources: &[Source], placed: &[Placed]) -> Result<(), ConfigError> {
     // Of nets in order, one that overlaps any other overlaps its neighbour: a net is followed by those within it.
     let subnets =
         claims(placed, |checked| checked.jail.subnets.iter().copied().zip(checked.subnets_at.iter().copied()));
-    if let Some((first, second)) = clash(subnets, jail::overlap) {
+    if let Some((first, second)) = clash(subnets, overlap) {
         return refuse(second.place, second.jail, overlap_fault(&first, &second, shown));
     }
     let bridges = claims(placed, |checked| checked.jail.bridge.as_ref().map(|bridge| (bridge, checked.bridge_at)));

@@ -6,25 +6,24 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::late::{MAY_HAVE_LIED, Newcomer};
-use super::leave::{forget_late, sweep_if_due, take_off, wall_goes_with_its_last_member};
+use super::leave::{sweep_if_due, take_off, wall_goes_with_its_last_member};
 use super::sight::Sight;
-use super::{Kernel, forward, late, wall, way};
+use super::tenants::{its_last_run_is_over, nobody_added_an_address, nobody_else_holds_it};
+use super::{Kernel, after_taking_back, forward, late, lock, wall, way};
 use crate::config::Config;
-use crate::kernel::KernelError;
 use crate::kernel::nfnetlink::Nfnl;
 use crate::kernel::nftables;
 use crate::kernel::process::Process;
 use crate::model;
 use crate::model::admit::{self, Confirmed, Refusal};
-use crate::model::desired::{self, Steering};
+use crate::model::desired;
 use crate::model::facts::{Fingerprint, NetnsId};
 use crate::model::names::{ContainerId, JailName};
-use crate::model::objects::{ENGINES_RESOLVER, Element, TableId};
 use crate::model::plan::{self, Change};
 use crate::model::policy::Jail;
 use crate::model::verify::Mismatch;
 use crate::oci::Created;
-use crate::store::{ContainerRecord, LateRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store, Verdict};
+use crate::store::{ContainerRecord, LockedStore, MemberRecord, MemberState, RaisedBy, Store, Verdict};
 
 /// What became of a container.
 #[derive(Debug, PartialEq, Eq)]
@@ -183,27 +182,6 @@ fn hold_this_one(
     Ok(addresses)
 }
 
-/// A container that joins the namespace of a member finds there what the member's own processes made of it: with
-/// CAP_NET_ADMIN, a neighbour's address.
-fn nobody_added_an_address(store: &Store, jail: &Jail, sight: &Sight) -> Result<()> {
-    let Some(member) = store.member(&jail.name, sight.netns.id)? else { return Ok(()) };
-    let may_lie = |container: &&ContainerRecord| {
-        container.process != sight.process
-            && container.process.is_alive()
-            && container.process.may_change_its_network().unwrap_or(true)
-    };
-    let Some(liar) = member.containers.iter().find(may_lie) else { return Ok(()) };
-    let confirmed: Vec<IpAddr> = member.interfaces.iter().flat_map(|own| own.addresses.clone()).collect();
-    match sight.facts.routable().find(|address| jail.holds(address.address) && !confirmed.contains(&address.address)) {
-        Some(new) => bail!(
-            "address {} came into the network namespace after container {} was started, which may have added it itself (CAP_NET_ADMIN); stop all containers of the pod and start them anew",
-            new.address,
-            liar.id
-        ),
-        None => Ok(()),
-    }
-}
-
 /// The container of the hook, as it will be recorded.
 fn newcomer(created: &Created, sight: &Sight) -> ContainerRecord {
     ContainerRecord { id: created.container.id.clone(), process: sight.process, forwards: created.forwards.clone() }
@@ -226,7 +204,7 @@ pub(super) fn hold(
     entering: Entering,
 ) -> Result<Vec<IpAddr>> {
     let netns = sight.netns.id;
-    no_other_jail_holds_it(store, jail, netns)?;
+    nobody_else_holds_it(store, netns, Some(&jail.name), Some(&jail.name))?;
     let survey = wall::ensure(host, store, jail, RaisedBy::Hook)?;
     let interfaces = sight.confirm(host, jail, survey.bridge.as_ref())?;
     let desired = desired::member(&jail.name, &interfaces);
@@ -245,7 +223,7 @@ pub(super) fn hold(
 
     let gained = forward::gained(store, before.as_ref(), &member);
 
-    close_lock(&mut inside.nfnl, member.lock)?;
+    lock::close(&mut inside.nfnl, member.lock)?;
     if let Some(before) = &before {
         leave_what_is_no_longer_its(host, &mut inside.nfnl, store, before, &desired)?;
         forward::give_up(host, store, before, &member)?;
@@ -265,10 +243,10 @@ pub(super) fn hold(
 
     let (resolver, steering) = desired::resolver(&jail.dns, &member.interfaces);
     let steered = match steering {
-        Some(steering) => steer(inside, steering, open.is_some()),
+        Some(steering) => lock::steer(inside, steering, open.is_some()),
         None => Ok(()),
     };
-    let opened = steered.and_then(|()| open_lock(&mut inside.nfnl, made, &[desired.lock, resolver].concat()));
+    let opened = steered.and_then(|()| lock::open(&mut inside.nfnl, made, &[desired.lock, resolver].concat()));
     let opened = opened.and_then(|lock| {
         member.lock = Some(lock);
         member.state = MemberState::Held;
@@ -317,81 +295,6 @@ fn member_with(
     }
 }
 
-fn no_other_jail_holds_it(store: &Store, jail: &Jail, netns: NetnsId) -> Result<()> {
-    for other in store.jails()?.iter().filter(|other| **other != jail.name) {
-        let Some(member) = store.member(other, netns)? else { continue };
-        if let Some(container) = member.containers.iter().find(|container| container.process.is_alive()) {
-            bail!(held_by(other, &container.id));
-        }
-    }
-    match store.late(netns)?.filter(LateRecord::is_alive) {
-        Some(LateRecord { jail: Some(other), containers, .. }) if other != jail.name => {
-            bail!(held_by(&other, &containers[0].id))
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn held_by(jail: &JailName, container: &ContainerId) -> String {
-    format!(
-        "the container's network namespace is held by jail {jail} already (container {container}); name one jail for all containers of a pod"
-    )
-}
-
-/// A container that starts again leaves the namespace of its last run behind. Its poststop may be late, or never come.
-fn its_last_run_is_over(
-    host: &mut Kernel,
-    store: &LockedStore,
-    sight: &Sight,
-    jail: Option<&Jail>,
-    id: &ContainerId,
-) -> Result<()> {
-    // Another runtime's container may have the same id.
-    let is_alive = |containers: &[ContainerRecord]| {
-        containers.iter().any(|container| container.id == *id && container.process.is_alive())
-    };
-    let netns = sight.netns.id;
-    let elsewhere = |member: &MemberRecord| member.netns != netns || jail.is_some_and(|jail| jail.name != member.jail);
-    if let Some(last) = store.late_of(id)?.filter(|last| last.netns != netns && !is_alive(&last.containers)) {
-        forget_late(host, store, last, id)?;
-    }
-    match store.member_of(id)?.filter(|last| elsewhere(last) && !is_alive(&last.containers)) {
-        Some(last) => take_off(host, store, last, id),
-        None => Ok(()),
-    }
-}
-
-/// Closes the lock, unless it stands as it was `made` for another container of this namespace.
-fn close_lock(inside: &mut Nfnl, made: Option<Fingerprint>) -> Result<(), KernelError> {
-    match made {
-        Some(made) if nftables::fingerprint(inside, &TableId::lock())? == Some(made) => Ok(()),
-        _ => nftables::close_lock(inside),
-    }
-}
-
-/// Leads questions to the engine's resolver elsewhere. With siblings behind the lock, what leads theirs stays: anew, it
-/// would lose those under way.
-fn steer(inside: &mut Kernel, steering: Steering, has_siblings: bool) -> Result<()> {
-    if has_siblings && nftables::fingerprint(&mut inside.nfnl, &TableId::steering())?.is_some() {
-        return Ok(());
-    }
-    inside.rtnl.loop_back_as(ENGINES_RESOLVER, steering.source)?;
-    Ok(nftables::steer(&mut inside.nfnl, steering.server)?)
-}
-
-/// Lets the confirmed addresses emit, and reads the lock back: its elements and, when it was `made` before, the rest.
-fn open_lock(inside: &mut Nfnl, made: Option<Fingerprint>, elements: &[Element]) -> Result<Fingerprint> {
-    nftables::add_elements(inside, elements)?;
-    if let Some(missing) = nftables::first_missing(inside, elements)? {
-        bail!(Mismatch::ElementMissing(missing.clone()));
-    }
-    match (nftables::fingerprint(inside, &TableId::lock())?, made) {
-        (Some(found), None) => Ok(found),
-        (Some(found), Some(made)) if found == made => Ok(found),
-        _ => bail!(Mismatch::Table("of the lock")),
-    }
-}
-
 /// What a member had before and has no more: an address that was taken from it, a port that went.
 fn leave_what_is_no_longer_its(
     host: &mut Kernel,
@@ -432,8 +335,5 @@ fn taken_back(
         Ok(None) => wall_goes_with_its_last_member(&mut host, &store, &jail.name),
         Err(error) => Err(error.into()),
     };
-    match taken.and(store.tidy().map_err(Into::into)) {
-        Ok(()) => error,
-        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
-    }
+    after_taking_back(error, taken.and(store.tidy().map_err(Into::into)))
 }

@@ -5,7 +5,7 @@
 
 use anyhow::{Result, bail};
 
-use super::{Kernel, wall};
+use super::{Kernel, after_taking_back, wall};
 use crate::config::Config;
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::{KernelError, nftables};
@@ -213,10 +213,7 @@ pub fn turn(host: &mut Kernel, store: &LockedStore, config: &Config, id: &Contai
         store.update_member(&before)?;
         Ok(store.release_forwards(&after, &given_up(&after, &before))?)
     });
-    Err(match taken_back {
-        Ok(()) => error,
-        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
-    })
+    Err(after_taking_back(error, taken_back))
 }
 
 /// The steps that `turn` would take.

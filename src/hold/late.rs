@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::enter::{Entering, held_by, hold};
+use super::enter::{Entering, hold};
 use super::leave::{forget_late, remove, shut_elements, walls_go_with_their_last_members};
 use super::sight::Sight;
-use super::{Kernel, attend, wall};
+use super::tenants::nobody_else_holds_it;
+use super::{Kernel, after_taking_back, attend, wall};
 use crate::config::Config;
 use crate::kernel::nftables;
 use crate::model::admit::{self, Refusal};
@@ -57,15 +58,12 @@ pub(super) fn wait_for_its_address(host: &mut Kernel, store: LockedStore, mut ne
         Ok(None) => walls_go_with_their_last_members(host, &store),
         Err(error) => Err(error.into()),
     };
-    Err(match taken_back.and(store.tidy().map_err(Into::into)) {
-        Ok(()) => error,
-        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
-    })
+    Err(after_taking_back(error, taken_back.and(store.tidy().map_err(Into::into))))
 }
 
 fn close_and_wait(host: &mut Kernel, store: &LockedStore, newcomer: &mut Newcomer) -> Result<()> {
     let Newcomer { config, file, jail, id, ref forwards, ref mut sight } = *newcomer;
-    nobody_else_holds_it(store, jail, sight)?;
+    nobody_else_holds_it(store, sight.netns.id, jail.map(|jail| &jail.name), None)?;
     for jail in walls_for(config, jail) {
         wall::ensure(host, store, jail, RaisedBy::Hook)?;
     }
@@ -102,22 +100,6 @@ fn close_and_wait(host: &mut Kernel, store: &LockedStore, newcomer: &mut Newcome
         store.put_late(&late)?;
     }
     Ok(())
-}
-
-fn nobody_else_holds_it(store: &Store, jail: Option<&Jail>, sight: &Sight) -> Result<()> {
-    for other in store.jails()? {
-        let Some(member) = store.member(&other, sight.netns.id)? else { continue };
-        if let Some(container) = member.containers.iter().find(|container| container.process.is_alive()) {
-            bail!(held_by(&other, &container.id));
-        }
-    }
-    let late = store.late(sight.netns.id)?.filter(LateRecord::is_alive);
-    match late.as_ref().and_then(|late| late.jail.as_ref()).zip(jail) {
-        Some((other, jail)) if *other != jail.name => {
-            bail!(held_by(other, &late.iter().flat_map(|late| &late.containers).next().context("a container")?.id))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Why a container is refused whose process may have lied.

@@ -7,6 +7,8 @@
 //! - [`watch`]: keeps all walls standing, event by event
 //! - [`way`]: what the kernel itself says of a member's way out
 //! - [`enter`]: a container, held from before its first instruction
+//! - `tenants`: who lives in its namespace already
+//! - `lock`: its own namespace's share of it
 //! - [`late`], [`attend`]: one whose address comes later: locked, waited for, judged
 //! - [`leave`]: until it is gone
 //! - [`endpoint`]: a tunnel's other end, where the tunnel covers it
@@ -18,7 +20,9 @@ pub mod enter;
 pub mod forward;
 pub mod late;
 pub mod leave;
+mod lock;
 mod sight;
+mod tenants;
 pub mod wall;
 pub mod watch;
 pub mod way;
@@ -59,5 +63,13 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+}
+
+/// Why something failed, when what was done of it was taken back, or was not.
+fn after_taking_back(error: anyhow::Error, taken_back: Result<()>) -> anyhow::Error {
+    match taken_back {
+        Ok(()) => error,
+        Err(second) => error.context(format!("what was done could not be taken back wholly ({second:#})")),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 
 use super::leave::shut_elements;
-use super::{Kernel, forward, way};
+use super::{Kernel, after_taking_back, forward, way};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::nftables;
 use crate::model::conflict;
@@ -120,6 +120,12 @@ pub fn survey(host: &mut Kernel, store: &Store, jail: &Jail) -> Result<Survey> {
     Ok(Survey { record, surroundings, bridge, observed, desired, tables_intact })
 }
 
+/// Whether a wall that no configuration describes any more stands, as far as that can be told.
+pub fn stands_for_nobody(host: &mut Kernel, record: &WallRecord) -> Result<bool> {
+    let observed = look(host, &record.jail, record.table)?;
+    Ok(verify::wall_of_nobody(&observed, record.table, record.bridge.as_ref(), record.loaded).is_ok())
+}
+
 /// The steps that would make the wall stand; none when it does.
 pub fn plan_to_raise(host: &mut Kernel, store: &Store, jail: &Jail, survey: &Survey) -> Result<Vec<Change>> {
     if survey.stands() {
@@ -156,10 +162,7 @@ pub fn ensure(host: &mut Kernel, store: &LockedStore, jail: &Jail, by: RaisedBy)
     let is_new = survey.record.is_none() && !store.has_members(&jail.name)?;
     raise(host, store, jail, survey, raised_by).map(|(survey, _)| survey).map_err(|error| match is_new {
         // Half a wall that nobody is behind is nobody's gain; half a wall with members stays and holds what it holds.
-        true => match take_down(host, store, &jail.name, Some(jail)) {
-            Ok(_) => error,
-            Err(second) => error.context(format!("and what was done could not be taken back: {second:#}")),
-        },
+        true => after_taking_back(error, take_down(host, store, &jail.name, Some(jail)).map(drop)),
         false => error,
     })
 }
@@ -189,6 +192,7 @@ fn raise(
         table,
         bridge: survey.surroundings.bridge.clone(),
         raised_by,
+        exits: survey.record.as_ref().map(|record| record.exits.clone()).unwrap_or_default(),
         ruleset: digest(survey.desired.ruleset.text()),
         loaded: survey.observed.tables,
     };
@@ -198,9 +202,14 @@ fn raise(
         // A name is a convenience; the wall stands without it.
         eprintln!("tunjail: warning: routing table {table} has no name: /etc/iproute2/rt_tables.d: {error}");
     }
+    let renames = jail.exits.len() == 1 && survey.record.as_ref().is_some_and(|record| record.exits != jail.exits);
     for step in &steps {
         host.apply(step)?;
+        if renames && matches!(step, Change::LoadRuleset(_)) {
+            no_connection_takes_another_exits_name_along(jail)?;
+        }
     }
+    record.exits.clone_from(&jail.exits);
     if !survey.tables_intact {
         forward::callers_begin_anew(host, &survey.exits(), &elements_of_members(store, jail)?);
     }
@@ -217,6 +226,15 @@ fn raise(
     way::others_lead_to_the_exits(host, jail, &survey)?;
     store.put_wall(&record)?;
     Ok((Survey { record: Some(record), observed, tables_intact: true, ..survey }, steps))
+}
+
+/// With the new ruleset and the old routes nothing passes, so nothing is tracked anew until the routes change. The kernel
+/// itself ends only connections that were masqueraded, and the ruleset judges only those of a jail with several exits
+/// packet by packet.
+fn no_connection_takes_another_exits_name_along(jail: &Jail) -> Result<()> {
+    let allowed: Vec<IpNet> = jail.allow.iter().map(|allow| allow.net).collect();
+    Conntrack::open()?.forget_names(&jail.subnets, &allowed)?;
+    Ok(())
 }
 
 /// Where somebody took the tables away, connection tracking may have gone with them, and would hold against established

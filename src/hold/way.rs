@@ -8,31 +8,31 @@ use ipnet::IpNet;
 use super::Kernel;
 use super::wall::Survey;
 use crate::model::facts::FibAnswer;
+use crate::model::objects::Family;
 use crate::model::policy::{Jail, Routes};
 use crate::model::verify;
 
-/// Addresses that no packet is sent to: RFC 5737, RFC 3849. Where a host has one of them itself, the next one is asked.
+/// Addresses that no packet is sent to: RFC 5737, RFC 3849.
 const SOMEWHERE: [&str; 6] =
     ["198.51.100.1", "203.0.113.1", "192.0.2.1", "2001:db8::1", "2001:db8:ffff::1", "2001:db8:ffff:ffff::1"];
+
+/// Addresses of nobody, to ask the way to. A host may have one of them itself; then the next one is to be asked.
+pub fn somewhere(family: Family) -> impl Iterator<Item = IpAddr> {
+    SOMEWHERE.iter().filter_map(|address| address.parse().ok()).filter(move |address| Family::of(*address) == family)
+}
 
 /// Asks the FIB itself, with each of these sources and the bridge as the interface it came in by.
 pub(super) fn leads_by_the_exits(host: &mut Kernel, jail: &Jail, survey: &Survey, sources: Vec<IpAddr>) -> Result<()> {
     let Some(bridge) = &survey.bridge else { bail!("jail {} has no bridge", jail.name) };
     let exits = survey.exits();
-    let somewhere: Vec<IpAddr> = SOMEWHERE
-        .iter()
-        .filter_map(|address| address.parse().ok())
-        .filter(|address| !jail.holds(*address) && !jail.allow.iter().any(|allow| allow.net.contains(address)))
-        .collect();
+    let is_elsewhere =
+        |address: &IpAddr| !jail.holds(*address) && !jail.allow.iter().any(|allow| allow.net.contains(address));
     let mut unasked = sources;
     // Where the first address is the host's own, the next one is asked.
-    for attempt in 0..somewhere.len() {
+    for attempt in 0..SOMEWHERE.len() {
         let pairs: Vec<(IpAddr, IpAddr)> = unasked
             .iter()
-            .filter_map(|source| {
-                let same_family = |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
-                Some((*source, *somewhere.iter().filter(same_family).nth(attempt)?))
-            })
+            .filter_map(|source| Some((*source, somewhere(Family::of(*source)).filter(is_elsewhere).nth(attempt)?)))
             .collect();
         for ((source, destination), answer) in pairs.iter().zip(host.rtnl.ways(&pairs, bridge.index)?) {
             verify::way(*source, *destination, &answer, &exits).or_else(|error| match jail.routes {

@@ -146,6 +146,36 @@ impl Conntrack {
         Ok(pardoned)
     }
 
+    /// Forgets every flow that somebody in `sources` began in another name, but those with `others`: its next packet is
+    /// taken for the first one, and gets a name that fits. Returns how many.
+    pub fn forget_names(&mut self, sources: &[IpNet], others: &[IpNet]) -> Result<usize, KernelError> {
+        let is_in = |nets: &[IpNet], address: IpAddr| nets.iter().any(|net| net.contains(&address));
+        let mut forgotten = 0;
+        for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
+            let answers: Vec<Answer> =
+                self.0.list("listing tracked connections", &message(family, IPCTNL_MSG_CT_GET, Vec::new()))?;
+            let is_meant = |answer: &&Answer| {
+                let tuples = |side| value(answer.attributes(), side);
+                let (Some(asked), Some(answered)) = (tuples(CTA_TUPLE_ORIG), tuples(CTA_TUPLE_REPLY)) else {
+                    return false;
+                };
+                let (Some(source), Some(name)) = (source_of(asked), destination_of(answered)) else { return false };
+                is_in(sources, source)
+                    && source != name
+                    && !destination_of(asked).is_some_and(|destination| is_in(others, destination))
+            };
+            let tuples: Vec<&[u8]> = answers
+                .iter()
+                .filter(is_meant)
+                .filter_map(|answer| value(answer.attributes(), CTA_TUPLE_ORIG))
+                .collect();
+            forgotten += self.each("forgetting tracked connections", tuples, |tuple| {
+                message(family, IPCTNL_MSG_CT_DELETE, vec![nested(CTA_TUPLE_ORIG, tuple.to_vec())])
+            })?;
+        }
+        Ok(forgotten)
+    }
+
     /// Sends a change of each connection, by the tuple that it began with. Returns how many there still were.
     fn each(
         &mut self,
@@ -223,11 +253,15 @@ fn value(attributes: &[u8], kind: u16) -> Option<&[u8]> {
 fn leads_to(tuple: &[u8], address: IpAddr, ports: &[u16]) -> bool {
     let Some(protocol) = value(tuple, CTA_TUPLE_PROTO) else { return false };
     let port = value(protocol, CTA_PROTO_DST_PORT).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
-    address_of(tuple, [CTA_IP_V4_DST, CTA_IP_V6_DST]) == Some(address) && port.is_some_and(|port| ports.contains(&port))
+    destination_of(tuple) == Some(address) && port.is_some_and(|port| ports.contains(&port))
 }
 
 fn source_of(tuple: &[u8]) -> Option<IpAddr> {
     address_of(tuple, [CTA_IP_V4_SRC, CTA_IP_V6_SRC])
+}
+
+fn destination_of(tuple: &[u8]) -> Option<IpAddr> {
+    address_of(tuple, [CTA_IP_V4_DST, CTA_IP_V6_DST])
 }
 
 /// The address that a tuple has as an attribute of one of these kinds, IPv4's and IPv6's.

@@ -8,7 +8,7 @@ use super::desired;
 use super::facts::{ExitFacts, HostNet, OtherRule};
 use super::names::{IfName, JailName};
 use super::objects::{FIRST_RULE_PRIORITY, Family, RULE_PRIORITY};
-use super::policy::Jail;
+use super::policy::{Jail, overlap};
 
 /// A subnet of a jail that is, in whole or part, something else on this host.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,11 +44,10 @@ pub fn with_bridge(jail: &Jail, bridge: Option<&IfName>) -> Result<(), ExitIsBri
 
 /// Holding a net that the host lives in would cut off the host itself.
 pub fn with_host(jail: &Jail, nets: &[HostNet], bridge: Option<&IfName>) -> Result<(), Conflict> {
-    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
     for subnet in &jail.subnets {
         let other = nets
             .iter()
-            .find(|net| Some(net.interface.as_str()) != bridge.map(|name| name.as_str()) && overlaps(subnet, &net.net));
+            .find(|net| Some(net.interface.as_str()) != bridge.map(|name| name.as_str()) && overlap(subnet, &net.net));
         if let Some(other) = other {
             let hint = match bridge {
                 Some(bridge) => format!(" (its bridge is {bridge})"),
@@ -128,7 +127,6 @@ pub enum Catches {
 
 /// What `rule` takes of the packets of `jail`, come in by `bridge`. Where that depends on the packet, it takes it.
 pub fn with_rule(jail: &Jail, bridge: Option<&IfName>, rule: &OtherRule) -> Catches {
-    let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
     if !jail.subnets.iter().any(|subnet| Family::of_net(subnet) == rule.family) {
         return Catches::Nothing;
     }
@@ -139,7 +137,7 @@ pub fn with_rule(jail: &Jail, bridge: Option<&IfName>, rule: &OtherRule) -> Catc
     if rule.destination.is_some_and(|net| jail.subnets.iter().any(|subnet| subnet.contains(&net))) {
         return Catches::Nothing;
     }
-    let of_a_member = rule.source.is_none_or(|net| jail.subnets.iter().any(|subnet| overlaps(subnet, &net)));
+    let of_a_member = rule.source.is_none_or(|net| jail.subnets.iter().any(|subnet| overlap(subnet, &net)));
     let by_the_bridge = rule.iif.as_deref().is_none_or(|iif| bridge.is_some_and(|bridge| bridge.as_str() == iif));
     match (of_a_member && by_the_bridge, rule.marked) {
         (false, _) => Catches::Nothing,

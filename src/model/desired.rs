@@ -45,14 +45,15 @@ fn every_packet_of_the_jail_asks_its_table(jail: &Jail, table: u32, surroundings
     let mut rules: Vec<Rule> =
         jail.subnets.iter().map(|net| Rule { selector: Selector::From(*net), table, priority }).collect();
     if let Some(bridge) = &surroundings.bridge {
-        rules.extend(Family::BOTH.map(|family| Rule {
-            selector: Selector::Iif(family, bridge.clone()),
-            table,
-            priority,
-        }));
+        rules.extend(by_the_bridge(bridge, table, priority));
     }
     rules.sort();
     rules
+}
+
+/// Whatever source a packet claims to have.
+pub(super) fn by_the_bridge(bridge: &IfName, table: u32, priority: u32) -> [Rule; 2] {
+    Family::BOTH.map(|family| Rule { selector: Selector::Iif(family, bridge.clone()), table, priority })
 }
 
 fn routes(jail: &Jail, surroundings: &Surroundings) -> Vec<Route> {
@@ -143,10 +144,12 @@ pub fn next_hop(jail: &Jail, exit: &ExitFacts, family: Family) -> Option<IpAddr>
     jail.gateways.iter().copied().find(|gateway| Family::of(*gateway) == family && exit.reaches(*gateway))
 }
 
-fn nothing_else_leaves() -> Vec<Route> {
-    Family::BOTH
-        .map(|family| Route { destination: family.everything(), target: Target::Unreachable, metric: LAST_METRIC })
-        .into()
+pub(super) fn nothing_else_leaves() -> [Route; 2] {
+    Family::BOTH.map(|family| Route {
+        destination: family.everything(),
+        target: Target::Unreachable,
+        metric: LAST_METRIC,
+    })
 }
 
 /// The set elements that make a container a member.

@@ -103,6 +103,11 @@ pub struct Forward {
     pub to: Option<IpAddr>,
 }
 
+/// Two nets share an address exactly when one holds the other.
+pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
 /// Who may open a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -66,7 +66,7 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         scope.nat(),
         scope.ports_of_the_exit_lead_to_members(),
         scope.nobody_leaves_from_a_port_of_another(),
-        scope.what_begins_is_judged_by_its_name(),
+        scope.what_begins_is_judged_by_its_port(),
         scope.everything_leaves_in_the_exits_own_name(),
     ]);
     chains.extend(scope.every_question_goes_to_the_servers());
@@ -351,12 +351,10 @@ impl Scope<'_> {
     /// After all translation of addresses (100).
     fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
         let rules = [
-            vec![
-                // What most packets are: it was translated, and its connection's first packet was judged.
-                "ct direction original ct status & (confirmed | snat) == (confirmed | snat) accept".to_owned(),
-                format!("oifname != {} accept", names(&self.jail.exits)),
-            ],
+            self.where_there_is_one_exit_a_connection_keeps_it(),
+            vec![format!("oifname != {} accept", names(&self.jail.exits))],
             self.nothing_leaves_in_a_members_own_name(),
+            self.members_ask_in_the_exits_own_name(),
             vec!["ct status ! confirmed goto begins".to_owned()],
             self.members_answer_in_the_exits_own_name(),
         ];
@@ -368,9 +366,18 @@ impl Scope<'_> {
     }
 
     /// The first packet of a connection by an exit. One whose first packet is dropped has none.
-    fn what_begins_is_judged_by_its_name(&self) -> Chain {
-        let rules = [self.members_ask_in_the_exits_own_name(), self.nobody_takes_the_callers_of_another()].concat();
-        Chain { name: "begins", hook: None, rules }
+    fn what_begins_is_judged_by_its_port(&self) -> Chain {
+        Chain { name: "begins", hook: None, rules: self.nobody_takes_the_callers_of_another() }
+    }
+
+    /// What most packets are comes first: it was translated, and its connection's first packet was judged. Speed is all
+    /// that this is for.
+    fn where_there_is_one_exit_a_connection_keeps_it(&self) -> Vec<String> {
+        let translated = "ct direction original ct status & (confirmed | snat) == (confirmed | snat) accept";
+        match self.jail.exits.as_slice() {
+            [_] => vec![translated.to_owned()],
+            _ => Vec::new(),
+        }
     }
 
     /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
@@ -380,9 +387,16 @@ impl Scope<'_> {
     }
 
     /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
-    /// with it: the host would be named where the exit leads to.
+    /// with it: the host would be named where the exit leads to. A connection's first packet decides on its name, and a
+    /// connection whose first packet is dropped has none. Each later packet is judged as well: a connection that changes
+    /// its exit is ended by the kernel where it was masqueraded (nf_nat_oif_changed), but not where a rule of others gave
+    /// it an address (SNAT).
     fn members_ask_in_the_exits_own_name(&self) -> Vec<String> {
-        let ask = |member| format!("ct original {member} fib saddr . oif type != local counter name rejected_out drop");
+        let ask = |member| {
+            format!(
+                "ct direction original ct original {member} fib saddr . oif type != local counter name rejected_out drop"
+            )
+        };
         self.by_family("saddr").map(ask).collect()
     }
 
@@ -486,19 +500,36 @@ fn a_port_speaks_as_itself() -> Chain {
     Chain {
         name: "member",
         hook: None,
-        rules: vec![
-            "ether type ip iif . ether saddr . ip saddr @own4 accept".to_owned(),
-            "ether type arp arp htype 1 arp ptype ip iif . ether saddr . arp saddr ip @own4 iif . arp saddr ether . arp saddr ip @own4 accept".to_owned(),
-            // An ARP probe (RFC 5227), for its own address.
-            "ether type arp arp htype 1 arp ptype ip arp saddr ip 0.0.0.0 iif . ether saddr . arp daddr ip @own4 iif . arp saddr ether . arp daddr ip @own4 accept".to_owned(),
-            "icmpv6 type { nd-router-advert, nd-redirect } counter name forged drop".to_owned(),
-            "icmpv6 type nd-neighbor-advert iif . ether saddr . @th,64,128 != @target6 counter name forged drop".to_owned(),
-            "ip6 saddr :: icmpv6 type != { nd-neighbor-solicit, mld2-listener-report } counter name forged drop".to_owned(),
-            "ip6 saddr :: meta l4proto != ipv6-icmp counter name forged drop".to_owned(),
-            "ether type ip6 iif . ether saddr . ip6 saddr @own6 accept".to_owned(),
-            "counter name forged drop".to_owned(),
-        ],
+        rules: [
+            vec![
+                "ether type ip iif . ether saddr . ip saddr @own4 accept".to_owned(),
+                "ether type arp arp htype 1 arp ptype ip iif . ether saddr . arp saddr ip @own4 iif . arp saddr ether . arp saddr ip @own4 accept".to_owned(),
+                // An ARP probe (RFC 5227), for its own address.
+                "ether type arp arp htype 1 arp ptype ip arp saddr ip 0.0.0.0 iif . ether saddr . arp daddr ip @own4 iif . arp saddr ether . arp daddr ip @own4 accept".to_owned(),
+            ],
+            nobody_says_who_is_where_in_fragments().into(),
+            vec![
+                "icmpv6 type { nd-router-advert, nd-redirect } counter name forged drop".to_owned(),
+                "icmpv6 type nd-neighbor-advert iif . ether saddr . @th,64,128 != @target6 counter name forged drop".to_owned(),
+                "ip6 saddr :: icmpv6 type != { nd-neighbor-solicit, mld2-listener-report } counter name forged drop".to_owned(),
+                "ip6 saddr :: meta l4proto != ipv6-icmp counter name forged drop".to_owned(),
+                "ether type ip6 iif . ether saddr . ip6 saddr @own6 accept".to_owned(),
+                "counter name forged drop".to_owned(),
+            ],
+        ]
+        .concat(),
     }
+}
+
+/// A fragment does not hold all that it has to be judged by, and hosts that are to ignore such messages (RFC 6980) may get
+/// them put together: connection tracking does it, and does not tell the kernel's own check (suppress_frag_ndisc). All
+/// other protocols passed before; a first fragment that shows none is as good as a lie.
+fn nobody_says_who_is_where_in_fragments() -> [String; 2] {
+    [
+        "ip6 saddr != :: icmpv6 type { echo-request, echo-reply } iif . ether saddr . ip6 saddr @own6 accept"
+            .to_owned(),
+        "frag frag-off 0 counter name forged drop".to_owned(),
+    ]
 }
 
 /// Before anything else that bridges look at (bridge priority dstnat).

@@ -1,8 +1,9 @@
 //! Whether the kernel now holds what it should. Called after every apply; what it finds is an error, never a warning.
 
-use super::desired::Wall;
+use super::desired::{self, Wall};
 use super::facts::{FibAnswer, Tables, WallFacts};
-use super::objects::{Element, Route, Rule, Target};
+use super::names::IfName;
+use super::objects::{Element, RULE_PRIORITY, Route, Rule, Selector, Target};
 use super::policy::Routes;
 
 /// What was found wrong after a write. Each text says what differs.
@@ -12,6 +13,8 @@ pub enum Mismatch {
     RuleMissing(Rule),
     #[error("ip rule \"{0}\" is still there after it was removed")]
     RuleSurplus(Rule),
+    #[error("no ip rule leads a subnet to table {table}")]
+    NoRule { table: u32 },
     #[error("route \"{0}\" is missing after it was added")]
     RouteMissing(Route),
     #[error("route \"{0}\" is in the jail's table and should not be")]
@@ -49,13 +52,39 @@ pub fn wall(observed: &WallFacts, desired: &Wall, loaded: Tables) -> Result<(), 
     if let Some(route) = observed.routes.iter().find(|route| !may_be_there(route)) {
         return Err(Mismatch::RouteSurplus(route.clone()));
     }
-    if observed.tables.wall.is_none() || observed.tables.wall != loaded.wall {
+    tables(observed.tables, loaded)
+}
+
+fn tables(observed: Tables, loaded: Tables) -> Result<(), Mismatch> {
+    if observed.wall.is_none() || observed.wall != loaded.wall {
         return Err(Mismatch::Table("of the wall"));
     }
-    if observed.tables.guard.is_none() || observed.tables.guard != loaded.guard {
+    if observed.guard.is_none() || observed.guard != loaded.guard {
         return Err(Mismatch::Table("of the guard"));
     }
     Ok(())
+}
+
+/// What can be said of a wall that no configuration describes any more: the tables are what was loaded, the parts that
+/// every wall has are there, and a rule for some subnet. Which subnets, exits and nets there should be is not known.
+pub fn wall_of_nobody(
+    observed: &WallFacts,
+    table: u32,
+    bridge: Option<&IfName>,
+    loaded: Tables,
+) -> Result<(), Mismatch> {
+    if let Some(route) = desired::nothing_else_leaves().into_iter().find(|end| !observed.routes.contains(end)) {
+        return Err(Mismatch::RouteMissing(route));
+    }
+    let priority = observed.rules.first().map_or(RULE_PRIORITY, |rule| rule.priority);
+    let by_the_bridge = bridge.into_iter().flat_map(|bridge| desired::by_the_bridge(bridge, table, priority));
+    if let Some(rule) = by_the_bridge.into_iter().find(|rule| !observed.rules.contains(rule)) {
+        return Err(Mismatch::RuleMissing(rule));
+    }
+    if !observed.rules.iter().any(|rule| matches!(rule.selector, Selector::From(_))) {
+        return Err(Mismatch::NoRule { table });
+    }
+    tables(observed.tables, loaded)
 }
 
 /// The kernel's own answer must be an exit of the jail, or nowhere, or the host itself, whose filter judges it.

@@ -1,8 +1,10 @@
 //! Several exits, a plain NIC among them, and `tunjail watch`, which follows them without any script.
 
+mod change;
 mod failover;
 mod jails;
 mod nic;
+mod noise;
 mod service;
 mod watch;
 
@@ -87,6 +89,42 @@ impl TwoExits {
             "packets in a wrong name (rightly named: {named}, {in_tunnel}):\n{}",
             self.uplink.misnamed()
         );
+    }
+}
+
+/// The two with `tunjail watch` and a member, seen as it should be. Fields in the order in which they are taken down.
+struct Followed {
+    member: Oci,
+    watch: Watch,
+    /// What leaves past the exits of a container that no jail holds.
+    control: u64,
+    two: TwoExits,
+}
+
+impl Followed {
+    #[track_caller]
+    fn new(exits: &str, callers: [&str; 2]) -> Self {
+        let mut two = TwoExits::new(exits);
+        let control = two.control();
+        let watch = Watch::start(&two.lab);
+        two.client.start_and_wait();
+        let member = two.member("m1", 2);
+        two.lab.reset_leaks();
+        is_seen_as(&member, callers);
+        Self { member, watch, control, two }
+    }
+
+    #[track_caller]
+    fn assert_no_leak(&self, case: &str) {
+        self.two.assert_right_names();
+        self.two.lab.assert_no_leak("exits", case, self.control);
+    }
+
+    /// In good order, and without a failure.
+    #[track_caller]
+    fn end(self) {
+        assert!(self.watch.told("failed").is_empty(), "{:?}", self.watch.told("failed"));
+        self.watch.end();
     }
 }
 

@@ -4,6 +4,7 @@
 mod command;
 mod engines;
 mod exits;
+mod firewall;
 mod owners;
 mod taken;
 

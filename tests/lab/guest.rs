@@ -129,6 +129,12 @@ impl Guest {
         }
     }
 
+    /// The same by a shell.
+    #[track_caller]
+    pub fn sh(&self, line: &str) -> String {
+        self.cmd("/bin/sh", &["-ec", line]).ok()
+    }
+
     /// A command line by which a program outside runs one of the release, given with its path.
     pub fn line(&self, command: &str) -> String {
         match &self.mounts {

@@ -3,13 +3,16 @@
 
 mod callers;
 pub mod forged;
+mod headers;
 mod links;
 mod local;
+mod mirrors;
 mod neighbours;
 mod pushed;
 mod routers;
 pub mod services;
 mod told;
+mod tracking;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -260,7 +263,7 @@ impl Watch {
         lab.nft(&format!(
             "table inet watch {{
                 counter past_guard {{ }}
-                chain pre {{ type filter hook prerouting priority -305
+                chain pre {{ type filter hook prerouting priority -80
                     iifname != {{ {BRIDGE}, veth-m1 }} accept
                     ip saddr != {{ {own4}, 172.18.0.3 }} counter name past_guard
                     ip6 saddr != {{ {own6}, fd00:18::3, fe80::/10, :: }} counter name past_guard
@@ -312,6 +315,11 @@ impl Broken {
         if self != Self::Nothing {
             attacker.deletes_its_lock();
         }
+        self.befall(lab);
+    }
+
+    /// What of it is the host's.
+    fn befall(self, lab: &Lab) {
         match self {
             Self::Nothing | Self::Lock => {}
             Self::Ruleset => drop(lab.sh("nft flush ruleset")),

@@ -7,7 +7,7 @@ mod hosts;
 mod lan;
 mod published;
 mod segments;
-mod settings;
+pub mod settings;
 mod wg;
 mod wire;
 

@@ -125,7 +125,11 @@ impl Client {
     #[track_caller]
     pub fn wait_up(&mut self) {
         let job = self.job.as_mut().expect("the client was started");
-        wait_until("the tunnel", Duration::from_secs(10), || done(job));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !done(job) {
+            assert!(Instant::now() < deadline, "the tunnel does not come:\n{}", job.stdout());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[track_caller]

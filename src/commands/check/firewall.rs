@@ -4,9 +4,22 @@
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::filter::nft::{self, Base};
+use super::rulesets::{Kind, Rulesets};
+use super::{Findings, Verdict};
 use crate::model::names::IfName;
 use crate::model::objects::Family;
 use crate::model::policy::Jail;
+
+/// Chains of others that drop what they do not know. nftables: a drop is final, whoever accepted before.
+pub(super) fn look(findings: &mut Findings, what: &str, jail: &Jail, bridge: &IfName, rulesets: &Rulesets) {
+    let nft = rulesets.nft.as_ref().map(|ruleset| closed_chains(ruleset, jail, bridge)).unwrap_or_default();
+    let legacy = rulesets.iptables.iter().filter(|listed| listed.kind == Kind::Legacy);
+    let legacy = legacy.filter_map(|listed| closed_legacy(&listed.rules, listed.family, jail, bridge));
+    for chain in nft.into_iter().chain(legacy) {
+        findings.add(Verdict::Warning, what, chain.told(bridge, jail));
+    }
+}
 
 /// A chain on the forward hook that drops what no rule accepts.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +31,11 @@ pub struct Closed {
 }
 
 impl Closed {
-    pub fn told(&self, bridge: &IfName, jail: &Jail) -> String {
+    pub fn is(&self, base: &Base) -> bool {
+        self.name == name_of(base)
+    }
+
+    fn told(&self, bridge: &IfName, jail: &Jail) -> String {
         format!(
             "{} drops what it has no rule for, and has none for bridge {bridge} or the subnets of jail {}: nothing of the \
              jail is forwarded; let the bridge through there: {}",
@@ -27,38 +44,35 @@ impl Closed {
     }
 }
 
+fn name_of(Base { family, table, name }: &Base) -> String {
+    format!("nftables chain {family} {table} {name}")
+}
+
 /// The closed chains of `ruleset`, `nft --json list ruleset`'s output.
 pub fn closed_chains(ruleset: &Value, jail: &Jail, bridge: &IfName) -> Vec<Closed> {
     let items: Vec<&Value> = ruleset["nftables"].as_array().into_iter().flatten().collect();
-    let rules_of = |table: &Value, chain: Option<&Value>| {
-        let (family, table, chain) =
-            (table["family"].clone(), table["table"].clone(), chain.map(|chain| chain["name"].clone()));
-        items.iter().map(|item| &item["rule"]).filter(move |rule| {
-            rule["family"] == family
-                && rule["table"] == table
-                && chain.as_ref().is_none_or(|chain| rule["chain"] == *chain)
-        })
+    let rules_of = |base: &Base, chain: Option<&str>| {
+        let is_of = |rule: &&Value| base.has(rule) && chain.is_none_or(|chain| rule["chain"] == chain);
+        items.iter().map(|item| &item["rule"]).filter(is_of).collect::<Vec<_>>()
     };
     let mut closed = Vec::new();
-    for chain in items.iter().map(|item| &item["chain"]).filter(|chain| chain["hook"] == "forward") {
-        let (Some(family), Some(table), Some(name)) =
-            (chain["family"].as_str(), chain["table"].as_str(), chain["name"].as_str())
-        else {
-            continue;
-        };
-        let judged = judged_by(family, jail);
-        if judged.is_empty() || table.starts_with("tunjail_") {
+    for base in nft::bases(ruleset) {
+        let Base { family, table, name } = base;
+        let judged = judged_by(&base, jail);
+        if judged.is_empty() {
             continue;
         }
-        let ends = chain["policy"] == "drop" || rules_of(chain, Some(chain)).next_back().is_some_and(ends_it);
-        if !ends || rules_of(chain, None).any(|rule| names(&rule["expr"], bridge, &judged)) {
+        let is_it = |chain: &&Value| base.has(chain) && chain["name"] == name;
+        let Some(chain) = items.iter().map(|item| &item["chain"]).find(is_it) else { continue };
+        let ends = chain["policy"] == "drop" || rules_of(&base, Some(name)).last().is_some_and(|rule| ends_it(rule));
+        if !ends || rules_of(&base, None).iter().any(|rule| names(&rule["expr"], bridge, &judged)) {
             continue;
         }
         let lines = |program: &str| {
             format!("{program} -I {name} -i {bridge} -j ACCEPT; {program} -I {name} -o {bridge} -j ACCEPT")
         };
         closed.push(Closed {
-            name: format!("nftables chain {family} {table} {name}"),
+            name: name_of(&base),
             mend: match (family, table, name) {
                 ("ip", "filter", "FORWARD") => lines("iptables"),
                 ("ip6", "filter", "FORWARD") => lines("ip6tables"),
@@ -92,15 +106,9 @@ pub fn closed_legacy(rules: &str, family: Family, jail: &Jail, bridge: &IfName) 
     })
 }
 
-/// The jail's subnets that a table of this family sees.
-fn judged_by<'a>(family: &str, jail: &'a Jail) -> Vec<&'a IpNet> {
-    let sees = |net: &&IpNet| match family {
-        "inet" => true,
-        "ip" => Family::of_net(net) == Family::V4,
-        "ip6" => Family::of_net(net) == Family::V6,
-        _ => false,
-    };
-    jail.subnets.iter().filter(sees).collect()
+/// The jail's subnets that the chain sees.
+fn judged_by<'a>(base: &Base, jail: &'a Jail) -> Vec<&'a IpNet> {
+    jail.subnets.iter().filter(|net| base.sees(Family::of_net(net))).collect()
 }
 
 /// A last rule that takes everything.

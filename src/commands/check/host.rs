@@ -2,26 +2,16 @@
 //! jail's table. Each was seen to do so; a setting that only might is not in here.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-
-use super::firewall;
 use super::{Findings, Verdict};
 use crate::config::Config;
-use crate::hold::{Kernel, wall};
-use crate::kernel::nftables;
+use crate::hold::{Kernel, wall, way};
 use crate::model::conflict::{self, Catches};
 use crate::model::desired;
 use crate::model::facts::{FibAnswer, Link};
 use crate::model::objects::{Family, RULE_PRIORITY};
 use crate::model::policy::Jail;
-
-/// Addresses of nobody (RFC 5737, RFC 3849).
-const SOMEWHERE4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const SOMEWHERE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 
 /// What concerns the whole host.
 pub fn look(findings: &mut Findings, config: &Config, host: &mut Kernel) {
@@ -37,7 +27,6 @@ pub fn look_at_jail(findings: &mut Findings, what: &str, jail: &Jail, survey: &w
         answers_reach_the_bridge(findings, what, jail, survey, host);
     }
     interfaces(findings, what, jail, survey);
-    firewalls(findings, what, jail, survey);
 }
 
 fn has(config: &Config, family: Family) -> bool {
@@ -148,10 +137,8 @@ fn answers_reach_the_bridge(
     for exit in survey.surroundings.exits.iter().filter(|exit| exit.link.up) {
         for subnet in &jail.subnets {
             let family = Family::of_net(subnet);
-            let (ip, somewhere) = match family {
-                Family::V4 => ("ip", IpAddr::from(SOMEWHERE4)),
-                Family::V6 => ("ip -6", IpAddr::from(SOMEWHERE6)),
-            };
+            let ip = if family == Family::V6 { "ip -6" } else { "ip" };
+            let Some(somewhere) = way::somewhere(family).next() else { continue };
             // An address that a member may have, and hardly the host itself.
             let Some(member) = subnet.hosts().nth(251).or_else(|| subnet.hosts().last()) else { continue };
             if !exit.has(family) || !is_forwarded(&exit.link.name, family) {
@@ -210,43 +197,4 @@ fn interfaces(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::S
             );
         }
     }
-}
-
-/// Chains of others that drop what they do not know. nftables: a drop is final, whoever accepted before.
-fn firewalls(findings: &mut Findings, what: &str, jail: &Jail, survey: &wall::Survey) {
-    let Some(bridge) = &survey.surroundings.bridge else { return };
-    if nftables::find_nft().is_ok()
-        && let Some(ruleset) = findings.take(what, nftables::ruleset().map_err(Into::into))
-    {
-        for chain in firewall::closed_chains(&ruleset, jail, bridge) {
-            findings.add(Verdict::Warning, what, chain.told(bridge, jail));
-        }
-    }
-    for family in Family::BOTH {
-        let rules = findings.take(what, legacy_rules(family)).flatten();
-        if let Some(chain) = rules.and_then(|rules| firewall::closed_legacy(&rules, family, jail, bridge)) {
-            findings.add(Verdict::Warning, what, chain.told(bridge, jail));
-        }
-    }
-}
-
-/// What the older iptables, which nft does not see, holds of the filter table.
-fn legacy_rules(family: Family) -> Result<Option<String>> {
-    let (names, program) = match family {
-        Family::V4 => ("/proc/self/net/ip_tables_names", "iptables-legacy"),
-        Family::V6 => ("/proc/self/net/ip6_tables_names", "ip6tables-legacy"),
-    };
-    if !fs::read_to_string(names).unwrap_or_default().lines().any(|table| table == "filter") {
-        return Ok(None);
-    }
-    let places = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(|dir| Path::new(dir).join(program));
-    let Some(path) = places.into_iter().find(|path| path.is_file()) else { return Ok(None) };
-    let out = Command::new(&path)
-        .arg("-S")
-        .env_clear()
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("running {}", path.display()))?;
-    Ok(out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned()))
 }

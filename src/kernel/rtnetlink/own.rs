@@ -6,7 +6,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use nix::libc;
 
-use super::{Rtnl, address_family, fib_answer, ip, table_of, way_message};
+use super::routes::{fib_answer, ip, table_of, way_message};
+use super::{Rtnl, address_family};
 use crate::kernel::KernelError;
 use crate::model::endpoint::{self, DefaultRoute, Hop};
 use crate::model::facts::FibAnswer;

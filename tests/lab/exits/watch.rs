@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::{BY_NIC, BY_TUNNEL, NewFlows, PATIENCE, TwoExits, Watch, comes_to_be_seen_as, is_seen_as};
+use super::{BY_NIC, BY_TUNNEL, Followed, NewFlows, PATIENCE, comes_to_be_seen_as};
 use crate::closed::Wipe;
 use crate::run::wait_until;
 use crate::scene::Traffic;
 use crate::world::Lab;
 
-fn stands(lab: &Lab) -> bool {
+pub fn stands(lab: &Lab) -> bool {
     lab.tunjail_ok(&["status"]).contains("jail vpn: wall up")
 }
 
@@ -16,13 +16,10 @@ fn stands(lab: &Lab) -> bool {
 /// ruleset goes together with the exit.
 #[test]
 fn what_others_wipe_is_put_back_under_traffic() {
-    let mut two = TwoExits::new("\"tun0\"");
-    let control = two.control();
-    two.client.start_and_wait();
-    let watch = Watch::start(&two.lab);
-    let member = two.member("m1", 2);
-    two.lab.reset_leaks();
-    let mut traffic = Traffic::start(&member);
+    let mut followed = Followed::new("\"tun0\"", BY_TUNNEL);
+    let Followed { member, watch, control, two } = &mut followed;
+    let (member, control) = (&*member, *control);
+    let mut traffic = Traffic::start(member);
     traffic.wait_flowing();
     for (case, wipe) in [("nft-flushed", Wipe::Ruleset), ("rules-flushed", Wipe::Rules), ("table-flushed", Wipe::Table)]
     {
@@ -42,24 +39,20 @@ fn what_others_wipe_is_put_back_under_traffic() {
     wait_until("the wall without its exit", PATIENCE, || stands(&two.lab));
     two.lab.assert_no_leak("exits", "watch-nft-flushed-and-exit-killed", control);
     two.client.start_and_wait();
-    comes_to_be_seen_as(&member, BY_TUNNEL);
+    comes_to_be_seen_as(member, BY_TUNNEL);
     traffic.wait_floods_flowing();
     two.lab.assert_no_leak("exits", "watch-exit-came-back", control);
-    traffic.end(&member);
-    watch.end();
+    traffic.end(member);
+    followed.watch.end();
 }
 
 /// Tracking learns a connection's window anew after a flush, from what it sees first. That is a segment sent again here,
 /// when the service has had many more already: its answers lie beyond such a window.
 #[test]
 fn connections_outlive_a_flush_that_meets_with_losses() {
-    let mut two = TwoExits::new("\"tun0\"");
-    let control = two.control();
-    two.client.start_and_wait();
-    let watch = Watch::start(&two.lab);
-    let member = two.member("m1", 2);
-    two.lab.reset_leaks();
-    let mut traffic = Traffic::start(&member);
+    let followed = Followed::new("\"tun0\"", BY_TUNNEL);
+    let Followed { member, control, two, .. } = &followed;
+    let mut traffic = Traffic::start(member);
     traffic.wait_flowing();
     two.lab.inet.nft("table inet mute { chain said { type filter hook output priority 0; tcp sport 7 drop; }; }");
     traffic.press();
@@ -70,22 +63,16 @@ fn connections_outlive_a_flush_that_meets_with_losses() {
     for flow in [&traffic.tcp4, &traffic.tcp6] {
         assert_eq!(flow.figure("connects"), 1, "it was opened anew");
     }
-    two.lab.assert_no_leak("exits", "watch-nft-flushed-with-losses", control);
-    traffic.end(&member);
-    watch.end();
+    two.lab.assert_no_leak("exits", "watch-nft-flushed-with-losses", *control);
+    traffic.end(member);
+    followed.watch.end();
 }
 
 /// The NIC's addresses come, change and go: each family is routed by it exactly as long as it has one to speak with.
 #[test]
 fn an_exits_addresses_are_followed() {
-    let mut two = TwoExits::new("[\"eth1\", \"tun0\"]");
-    let control = two.control();
-    let watch = Watch::start(&two.lab);
-    two.client.start_and_wait();
-    let member = two.member("m1", 2);
-    two.lab.reset_leaks();
-    is_seen_as(&member, BY_NIC);
-    let flows = NewFlows::start(&member);
+    let followed = Followed::new("[\"eth1\", \"tun0\"]", BY_NIC);
+    let flows = NewFlows::start(&followed.member);
     let [by_nic4, by_nic6] = BY_NIC;
     let [by_tunnel4, by_tunnel6] = BY_TUNNEL;
     for (script, callers) in [
@@ -100,11 +87,10 @@ fn an_exits_addresses_are_followed() {
             [by_nic4, "2001:db8:2::4"],
         ),
     ] {
-        two.lab.sh(script);
-        comes_to_be_seen_as(&member, callers);
+        followed.two.lab.sh(script);
+        comes_to_be_seen_as(&followed.member, callers);
     }
-    flows.end(&member);
-    two.assert_right_names();
-    two.lab.assert_no_leak("exits", "addresses-change", control);
-    watch.end();
+    flows.end(&followed.member);
+    followed.assert_no_leak("addresses-change");
+    followed.end();
 }

@@ -1,5 +1,6 @@
 //! Forwarded ports on real engines: Podman by hooks.d, Docker whose addresses come late, a pod of containerd.
 
+use super::firewall::{check_names_what_is_dropped, dropped};
 use super::taken::{ALL, Thief, mute_peers, owner_gets};
 use super::{PORTS, assert_unanswered, brought, call, leads, provide, serve, serve_at};
 use crate::containerd::wiring::{Way, wired};
@@ -15,10 +16,10 @@ use crate::world::{Lab, VPN4, VPN6};
 
 /// Without a comma: Podman takes what follows one for another annotation.
 const ASKS: [&str; 2] = ["--annotation", "io.tunjail.forward=tcp/7 udp/7 tcp/8443:80"];
-const FIXED: [&str; 4] = ["--ip", "172.18.0.20", "--ip6", "fd00:18::20"];
+pub const FIXED: [&str; 4] = ["--ip", "172.18.0.20", "--ip6", "fd00:18::20"];
 
 /// The exit with its provider, and a release's tools; in the order in which they are made.
-fn internet(release: Release) -> (Lab, Guest, Vpn, Client) {
+pub fn internet(release: Release) -> (Lab, Guest, Vpn, Client) {
     rootfs::kubelet();
     let lab = Lab::new();
     let guest = Guest::new(&lab, release);
@@ -69,19 +70,14 @@ fn docker_leads_ports_to_an_address_that_comes_late() {
     let options = [&["--runtime", "tunjail-vpn", "--cap-add=NET_BIND_SERVICE"], &ASKS[..], &FIXED].concat();
     let mut member = docker.run("m1", &options);
     let services = serve(&member, 20);
-    assert_unanswered(
-        &lab.inet.probe(&["tcp-echo", VPN4, "7"]),
-        "Docker lets it in by itself: say so in docs/commands.md",
-    );
-    let docker_user = |verb| {
-        for program in ["iptables", "ip6tables"] {
-            guest.cmd(program, &[verb, "DOCKER-USER", "-i", "tun0", "-o", "vpn", "-j", "ACCEPT"]).ok();
-        }
-    };
-    docker_user("-I");
+    let user = "iptables -I DOCKER-USER -i tun0 -o vpn -j ACCEPT";
+    let mends = check_names_what_is_dropped(&lab, &guest, &["-A DOCKER ! -i vpn -o vpn -j DROP", user]);
+    assert_eq!(mends, [user, &user.replace("iptables", "ip6tables")]);
     lab.reset_leaks();
     call(&lab);
-    docker_user("-D");
+    for mend in mends {
+        guest.sh(&mend.replace("-I", "-D"));
+    }
     // The runtime's start judges last, and says so to the engine.
     let refused = docker.try_run("m2", &[&["--runtime", "tunjail-vpn"], &ASKS[..]].concat());
     let said = refused.err().expect("a second owner").stderr;
@@ -93,6 +89,7 @@ fn docker_leads_ports_to_an_address_that_comes_late() {
     let mut member = docker.run("m3", &[&options[..], &published].concat());
     let _services = serve(&member, 20);
     call(&lab);
+    assert_eq!(dropped(&lab), [""; 0], "published ports");
     // The wall is loaded anew by this release's nft, members and all, and its counters are read.
     lab.tools().cmd("nft", &["delete", "table", "inet", "tunjail_vpn"]).ok();
     lab.tunjail_ok(&["up"]);

@@ -17,10 +17,12 @@ pub const NEAREST_BRIDGE: Mac = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
 pub const PORT_ACCESS: Mac = [0x01, 0x80, 0xc2, 0, 0, 0x03];
 pub const BROADCAST: Mac = [0xff; 6];
 
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
 
 /// Who sends, as the frame says it.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,11 @@ fn ethertype(addr: IpAddr) -> u16 {
 
 pub fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&to[..], &from, &kind.to_be_bytes(), payload].concat()
+}
+
+/// An IP packet in a frame.
+pub fn framed(to: Mac, from: Sender, packet: &[u8]) -> Vec<u8> {
+    ethernet(to, from.mac, ethertype(from.addr), packet)
 }
 
 /// A UDP datagram in a plain frame.
@@ -171,6 +178,22 @@ pub fn discovery(to: Mac, from: Sender, addr: Ipv6Addr, what: Discovery, hidden:
     ethernet(to, from.mac, IP6, &packet)
 }
 
+/// The same in two fragments, of which the first says what it is, and the second about whom. Hosts are to ignore such
+/// messages (RFC 6980).
+pub fn cut_discovery(frame: &[u8]) -> [Vec<u8>; 2] {
+    let (head, message) = frame.split_at(14 + 40);
+    let (first, last) = message.split_at(8);
+    [(0u16, 1, first), (1, 0, last)].map(|(offset, more, part)| {
+        let [high, low] = ((offset << 3) | more).to_be_bytes();
+        let payload = [&[ICMP6, 0, high, low, 0, 0, 0, 5][..], part].concat();
+        let mut frame = head.to_vec();
+        let length = u16::try_from(payload.len()).expect("a short packet");
+        frame[14 + 4..14 + 6].copy_from_slice(&length.to_be_bytes());
+        frame[14 + 6] = FRAGMENT;
+        [frame, payload].concat()
+    })
+}
+
 /// ICMP redirect: what `hearer` sends `towards` somebody goes better by `by` (RFC 792).
 pub fn redirect(to: Mac, from: Sender, hearer: Ipv4Addr, by: Ipv4Addr, towards: Ipv4Addr) -> Vec<u8> {
     // About an echo's answer: for anything else a socket has to be there that sent it (icmp_err, net/ipv4/icmp.c).
@@ -188,13 +211,26 @@ pub fn arp(to: Mac, from: Mac, question: bool, says: Ipv4Addr, is_at: Mac, heare
     ethernet(to, from, ARP, &[&head[..], &is_at, &says.octets(), &to, &hearer.octets()].concat())
 }
 
-fn udp(source: IpAddr, addr: IpAddr, port: u16) -> Vec<u8> {
-    let words = b"by no way";
+pub fn udp(source: IpAddr, addr: IpAddr, port: u16) -> Vec<u8> {
+    udp_with(source, addr, port, b"by no way")
+}
+
+pub fn udp_with(source: IpAddr, addr: IpAddr, port: u16, words: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + words.len()).expect("a short datagram");
     let mut packet =
         [&40_000u16.to_be_bytes()[..], &port.to_be_bytes(), &length.to_be_bytes(), &[0, 0], words].concat();
     let sum = checksum(&[&pseudo(source, addr, UDP, packet.len()), &packet]);
     packet[6..8].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// A segment with these flags and options, the latter of whole words.
+pub fn tcp(source: IpAddr, addr: IpAddr, port: u16, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+    let words = u8::try_from(5 + options.len() / 4).expect("few options");
+    let head = [&40_000u16.to_be_bytes()[..], &port.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
+    let mut packet = [&head[..], &[words << 4, flags, 0xff, 0xff, 0, 0, 0, 0], options, data].concat();
+    let sum = checksum(&[&pseudo(source, addr, TCP, packet.len()), &packet]);
+    packet[16..18].copy_from_slice(&sum.to_be_bytes());
     packet
 }
 
@@ -219,7 +255,7 @@ fn pseudo(source: IpAddr, addr: IpAddr, protocol: u8, length: usize) -> Vec<u8> 
     [&addresses[..], &length, &[0, 0, 0, protocol]].concat()
 }
 
-fn ip(source: IpAddr, addr: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn ip(source: IpAddr, addr: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match (source, addr) {
         (IpAddr::V4(source), IpAddr::V4(addr)) => ip4(source, addr, protocol, [0x40, 0], &[], payload),
         (IpAddr::V6(source), IpAddr::V6(addr)) => ip6(source, addr, protocol, 64, payload),
@@ -227,7 +263,14 @@ fn ip(source: IpAddr, addr: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     }
 }
 
-fn ip4(source: Ipv4Addr, addr: Ipv4Addr, protocol: u8, fragment: [u8; 2], options: &[u8], payload: &[u8]) -> Vec<u8> {
+pub fn ip4(
+    source: Ipv4Addr,
+    addr: Ipv4Addr,
+    protocol: u8,
+    fragment: [u8; 2],
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
     let words = u8::try_from(5 + options.len() / 4).expect("few options");
     let total = u16::try_from(20 + options.len() + payload.len()).expect("a short packet");
     let mut head = [&[0x40 | words, 0][..], &total.to_be_bytes(), &[0, 9], &fragment, &[64, protocol, 0, 0]].concat();

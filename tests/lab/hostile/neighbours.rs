@@ -208,6 +208,19 @@ fn lies(liar: &Attacker, victim: &Victim) -> Vec<Lie> {
             ),
         );
     }
+    let me = as_me(own_link_local.into());
+    let mut add_cut = |belief, name: &str, to, addr, what| {
+        let frames =
+            forged::cut_discovery(&forged::discovery(to, me, addr, what, false)).map(|frame| forged::hex(&frame));
+        let attack = Attack::new(format!("{name}, cut up"), &["send", "eth0", "1", &frames[0], &frames[1]]);
+        lies.push(Lie { belief, attack });
+    };
+    let [of_gateway, of_victim] = [v6(GATEWAY6), their6].map(|target| Discovery::Advert { target });
+    add_cut(Belief::VictimOfGateway6, "advert: the gateway is here", their_mac, their6, of_gateway);
+    add_cut(Belief::HostOfVictim6, "advert: the other member is here", gateway, v6(GATEWAY6), of_victim);
+    let mut add = |belief, name: String, frame: &[u8]| {
+        lies.push(Lie { belief, attack: Attack::frame(name, frame) });
+    };
     for (to, what) in [
         (gateway, "to the host"),
         (forged::BROADCAST, "to everybody"),

@@ -23,7 +23,8 @@ pub fn complaints(lab: &Lab) -> Vec<(String, String)> {
     let complaints = findings.iter().filter(|finding| finding["verdict"] != "ok");
     // Engines that no test here has started are none of its business.
     let here = complaints.filter(|finding| {
-        ["host", "forwarding"].contains(&text(finding, "what").as_str()) || text(finding, "what").starts_with("jail")
+        ["host", "forwarding", "firewall"].contains(&text(finding, "what").as_str())
+            || text(finding, "what").starts_with("jail")
     });
     here.map(|finding| (text(finding, "verdict"), text(finding, "found"))).collect()
 }
