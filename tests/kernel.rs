@@ -237,6 +237,41 @@ fn datagrams_to_a_port_are_forgotten_and_no_others() {
 }
 
 #[test]
+fn flows_that_leave_from_a_port_are_forgotten_and_no_others() {
+    use std::net::{IpAddr, UdpSocket};
+    use tunjail::kernel::conntrack::Conntrack;
+    use tunjail::model::policy::Port;
+
+    fresh_namespace();
+    run("ip", "link set lo up");
+    run("ip", "addr add fd00::1/128 dev lo nodad");
+    run("ip", "addr add fd00::2/128 dev lo nodad");
+    nftables::load(
+        "table inet t {
+            chain c { type nat hook postrouting priority 100
+                ip saddr 127.0.0.2 snat ip to 127.0.0.1
+                ip6 saddr fd00::2 snat ip6 to fd00::1
+            }
+        }",
+    )
+    .unwrap();
+    let ports = |text: &[&str]| text.iter().map(|port| port.parse().unwrap()).collect::<Vec<Port>>();
+    let mut conntrack = Conntrack::open().unwrap();
+    for [own, other] in [["127.0.0.1", "127.0.0.2"], ["fd00::1", "fd00::2"]] {
+        let [own, other]: [IpAddr; 2] = [own, other].map(|address| address.parse().unwrap());
+        let send = |from: IpAddr, port: u16| UdpSocket::bind((from, port)).unwrap().send_to(b"x", (own, 9)).unwrap();
+        // Its own, one that is translated, and another port that is.
+        send(own, 1007);
+        send(other, 1008);
+        send(other, 1009);
+        assert_eq!(conntrack.forget_translated(own, &ports(&["udp/1007", "tcp/1008"])).unwrap(), 0, "{own}");
+        assert_eq!(conntrack.forget_translated(other, &ports(&["udp/1008"])).unwrap(), 0, "{own}");
+        assert_eq!(conntrack.forget_translated(own, &ports(&["udp/1008", "tcp/1"])).unwrap(), 1, "{own}");
+        assert_eq!(conntrack.forget_translated(own, &ports(&["udp/1008", "udp/1009"])).unwrap(), 1, "{own}");
+    }
+}
+
+#[test]
 fn connections_of_the_nets_that_are_named_are_pardoned_what_was_missed() {
     use std::net::{IpAddr, TcpListener, TcpStream};
     use tunjail::kernel::conntrack::Conntrack;

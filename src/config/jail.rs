@@ -78,6 +78,7 @@ fn checked(heading: usize, name: &JailName, raw: RawJail) -> Found<Checked> {
             name: name.clone(),
             subnets,
             exits,
+            sharing: Vec::new(),
             gateways,
             allow,
             dns,

@@ -129,11 +129,21 @@ impl Config {
             }
         }
         compare(&sources, &placed)?;
-        Ok(Self {
-            jails: placed.into_iter().map(|placed| placed.checked.jail).collect(),
-            runtime: named,
-            sources: sources.into_iter().map(|source| source.path).collect(),
-        })
+        let mut jails: Vec<Jail> = placed.into_iter().map(|placed| placed.checked.jail).collect();
+        share(&mut jails);
+        Ok(Self { jails, runtime: named, sources: sources.into_iter().map(|source| source.path).collect() })
+    }
+}
+
+/// Tells each jail whom it shares an exit with.
+fn share(jails: &mut [Jail]) {
+    for index in 0..jails.len() {
+        let jail = &jails[index];
+        let others = jails.iter().filter(|other| other.name != jail.name);
+        let mut sharing: Vec<IpNet> =
+            others.filter(|other| other.shares_an_exit(jail)).flat_map(|other| other.subnets.clone()).collect();
+        sharing.sort();
+        jails[index].sharing = sharing;
     }
 }
 

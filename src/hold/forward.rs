@@ -113,7 +113,7 @@ fn taken(config: &Config, member: &MemberRecord, port: Port, container: &Contain
 /// A jail that is not in the configuration any more has whatever exits it had.
 fn shares_an_exit(config: &Config, jail: &JailName, other: &JailName) -> bool {
     match (config.jail(jail), config.jail(other)) {
-        (Some(jail), Some(other)) => jail.exits.iter().any(|exit| other.exits.contains(exit)),
+        (Some(jail), Some(other)) => jail.shares_an_exit(other),
         _ => true,
     }
 }
@@ -132,14 +132,14 @@ pub(super) fn give_up(host: &mut Kernel, store: &Store, before: &MemberRecord, a
     Ok(nftables::delete_elements(&mut host.nfnl, &old)?)
 }
 
-/// Callers of UDP ports that never pause are sent to where `elements` lead now, not to where those ports led, or did not,
-/// when they began. Others need nothing, and those who pause for a minute or two get there anyway: where it fails, that
-/// is said and no more.
+/// Callers that never pause are sent to where `elements` lead now, not to where those ports led, or did not, when they
+/// began; nor to whoever sent from there first. Others need nothing, and those who pause for a minute or two get there
+/// anyway: where it fails, that is said and no more.
 pub(super) fn callers_begin_anew(host: &mut Kernel, exits: &[u32], elements: &[Element]) {
-    let mut ports: Vec<u16> = elements
+    let mut ports: Vec<Port> = elements
         .iter()
         .filter_map(|element| match element.key.as_slice() {
-            [Part::Protocol(Transport::Udp), Part::Number(port), ..] => Some(*port),
+            &[Part::Protocol(protocol), Part::Number(number), ..] => Some(Port { protocol, number }),
             _ => None,
         })
         .collect();
@@ -149,15 +149,20 @@ pub(super) fn callers_begin_anew(host: &mut Kernel, exits: &[u32], elements: &[E
         return;
     }
     if let Err(error) = forget_callers(host, exits, &ports) {
-        eprintln!("tunjail: warning: whoever called a forwarded UDP port before may have to pause: {error}");
+        eprintln!("tunjail: warning: whoever called a forwarded port before may have to pause: {error}");
     }
 }
 
-fn forget_callers(host: &mut Kernel, exits: &[u32], ports: &[u16]) -> Result<(), KernelError> {
+fn forget_callers(host: &mut Kernel, exits: &[u32], ports: &[Port]) -> Result<(), KernelError> {
     let mut conntrack = Conntrack::open()?;
+    let udp = ports.iter().filter(|port| port.protocol == Transport::Udp);
+    let udp: Vec<u16> = udp.map(|port| port.number).collect();
     for exit in exits {
         for address in host.rtnl.addresses(Some(*exit))? {
-            conntrack.forget_datagrams(address.address, ports)?;
+            conntrack.forget_translated(address.address, ports)?;
+            if !udp.is_empty() {
+                conntrack.forget_datagrams(address.address, &udp)?;
+            }
         }
     }
     Ok(())

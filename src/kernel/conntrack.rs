@@ -21,6 +21,7 @@ use nix::libc;
 use super::KernelError;
 use super::netlink::Connection;
 use super::nfnetlink::Answer;
+use crate::model::policy::{Port, Transport};
 
 // linux/netfilter/nfnetlink_conntrack.h
 const IPCTNL_MSG_CT_NEW: u8 = 0;
@@ -28,6 +29,7 @@ const IPCTNL_MSG_CT_GET: u8 = 1;
 const IPCTNL_MSG_CT_DELETE: u8 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_FILTER: u16 = 25;
 const CTA_PROTOINFO_TCP: u16 = 1;
@@ -52,6 +54,9 @@ const BY_PROTOCOL: u32 = 1 << 3;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
+/// Both ends have spoken; of TCP, that it was established (linux/netfilter/nf_conntrack_common.h).
+const IPS_ASSURED: u32 = 1 << 2;
+
 /// Changes in a datagram: each is acknowledged with a datagram of its own, and a socket keeps a few hundred.
 const MANY: usize = 64;
 
@@ -73,8 +78,40 @@ impl Conntrack {
         let tuples: Vec<&[u8]> = answers
             .iter()
             .filter_map(|answer| value(answer.attributes(), CTA_TUPLE_ORIG))
-            .filter(|tuple| is_meant(tuple, address, ports))
+            .filter(|tuple| protocol_of(tuple) == Some(IPPROTO_UDP) && leads_to(tuple, address, ports))
             .collect();
+        self.forget(address, tuples)
+    }
+
+    /// Forgets every flow that was translated to leave from one of these `ports` of `address`, and whose answers would go
+    /// to whoever opened it: those of UDP, and what of TCP was never established. What was takes nothing but its
+    /// own packets. Returns how many.
+    pub fn forget_translated(&mut self, address: IpAddr, ports: &[Port]) -> Result<usize, KernelError> {
+        let [tcp, udp] = [Transport::Tcp, Transport::Udp].map(|protocol| {
+            let of = ports.iter().filter(|port| port.protocol == protocol);
+            of.map(|port| port.number).collect::<Vec<u16>>()
+        });
+        let all = message(family_of(address), IPCTNL_MSG_CT_GET, Vec::new());
+        let answers: Vec<Answer> = self.0.list("listing tracked connections", &all)?;
+        let tuples: Vec<&[u8]> = answers
+            .iter()
+            .filter_map(|answer| {
+                let attributes = answer.attributes();
+                let (asks, answers) = (value(attributes, CTA_TUPLE_ORIG)?, value(attributes, CTA_TUPLE_REPLY)?);
+                let status = value(attributes, CTA_STATUS)?.try_into().map(u32::from_be_bytes).ok()?;
+                let is_meant = match protocol_of(asks)? {
+                    IPPROTO_UDP => leads_to(answers, address, &udp),
+                    IPPROTO_TCP => status & IPS_ASSURED == 0 && leads_to(answers, address, &tcp),
+                    _ => false,
+                };
+                // What the host itself sends from there was not translated.
+                (is_meant && source_of(asks) != Some(address)).then_some(asks)
+            })
+            .collect();
+        self.forget(address, tuples)
+    }
+
+    fn forget(&mut self, address: IpAddr, tuples: Vec<&[u8]>) -> Result<usize, KernelError> {
         self.each("forgetting tracked connections", tuples, |tuple| {
             message(family_of(address), IPCTNL_MSG_CT_DELETE, vec![nested(CTA_TUPLE_ORIG, tuple.to_vec())])
         })
@@ -213,12 +250,10 @@ fn value(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     super::nfnetlink::values(attributes, kind).next()
 }
 
-fn is_meant(tuple: &[u8], address: IpAddr, ports: &[u16]) -> bool {
+fn leads_to(tuple: &[u8], address: IpAddr, ports: &[u16]) -> bool {
     let Some(protocol) = value(tuple, CTA_TUPLE_PROTO) else { return false };
     let port = value(protocol, CTA_PROTO_DST_PORT).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
-    destination_of(tuple) == Some(address)
-        && protocol_of(tuple) == Some(IPPROTO_UDP)
-        && port.is_some_and(|port| ports.contains(&port))
+    destination_of(tuple) == Some(address) && port.is_some_and(|port| ports.contains(&port))
 }
 
 fn source_of(tuple: &[u8]) -> Option<IpAddr> {

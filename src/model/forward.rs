@@ -69,18 +69,19 @@ pub fn elements(jail: &JailName, interfaces: &[Confirmed], forwards: &[Forward])
     elements
 }
 
-/// The way in, and what the way in may lead to.
-fn lead(jail: &JailName, forward: &Forward, address: IpAddr) -> [Element; 2] {
-    let (map, set) = match Family::of(address) {
-        Family::V4 => (Set::Forward4, Set::Forwarded4),
-        Family::V6 => (Set::Forward6, Set::Forwarded6),
+/// The way in, what the way in may lead to, and that nobody else may leave from there.
+fn lead(jail: &JailName, forward: &Forward, address: IpAddr) -> [Element; 3] {
+    let (map, set, taken) = match Family::of(address) {
+        Family::V4 => (Set::Forward4, Set::Forwarded4, Set::Taken4),
+        Family::V6 => (Set::Forward6, Set::Forwarded6, Set::Taken6),
     };
     let port = vec![Part::Protocol(forward.port.protocol), Part::Number(forward.port.number)];
     let target = vec![Part::Address(address), Part::Number(forward.to_port)];
     let table = TableId::wall(jail);
     [
         Element { table: table.clone(), set, key: [port.clone(), target.clone()].concat(), value: vec![] },
-        Element { table, set: map, key: port, value: target },
+        Element { table: table.clone(), set: map, key: port.clone(), value: target },
+        Element { table, set: taken, key: port, value: vec![] },
     ]
 }
 
@@ -176,13 +177,15 @@ mod tests {
             [
                 "forwarded4 { tcp . 8443 . 172.18.0.2 . 443 }",
                 "forward4 { tcp . 8443 : 172.18.0.2 . 443 }",
+                "taken4 { tcp . 8443 }",
                 "forwarded6 { tcp . 8443 . fd00:18::2 . 443 }",
                 "forward6 { tcp . 8443 : fd00:18::2 . 443 }",
+                "taken6 { tcp . 8443 }",
             ]
         );
         let named = [Forward { to: Some("172.18.0.3".parse().unwrap()), ..forwards[0] }];
         assert!(lines(&both, &named).contains(&"forward4 { tcp . 8443 : 172.18.0.3 . 443 }".to_owned()));
-        assert_eq!(lines(&[interface(&["172.18.0.2"])], &forwards).len(), 2, "one family alone");
+        assert_eq!(lines(&[interface(&["172.18.0.2"])], &forwards).len(), 3, "one family alone");
         let gone = [Forward { to: Some("172.18.0.9".parse().unwrap()), ..forwards[0] }];
         assert!(lines(&both, &gone).contains(&"forward4 { tcp . 8443 : 172.18.0.2 . 443 }".to_owned()));
     }
@@ -194,5 +197,6 @@ mod tests {
         let value = [172, 18, 0, 2, 0x01, 0xbb, 0, 0];
         assert_eq!(elements[0].key_bytes(), [key, value].concat());
         assert_eq!((elements[1].key_bytes(), elements[1].value_bytes()), (key.to_vec(), value.to_vec()));
+        assert_eq!((elements[2].key_bytes(), elements[2].value_bytes()), (key.to_vec(), vec![]));
     }
 }

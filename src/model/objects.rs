@@ -276,6 +276,10 @@ pub enum Set {
     Forwarded4,
     /// wall: the same with a member's IPv6.
     Forwarded6,
+    /// wall: protocol and port at the exit that leads to some member's IPv4.
+    Taken4,
+    /// wall: the same for IPv6.
+    Taken6,
     /// lock: interface index and IPv4 that may emit.
     Out4,
     /// lock: interface index and IPv6 that may emit.
@@ -297,6 +301,8 @@ impl Set {
             Self::Forward6 => "forward6",
             Self::Forwarded4 => "forwarded4",
             Self::Forwarded6 => "forwarded6",
+            Self::Taken4 => "taken4",
+            Self::Taken6 => "taken6",
             Self::Out4 => "out4",
             Self::Out6 => "out6",
             Self::Resolvers => "resolvers",

@@ -20,6 +20,9 @@ pub struct Jail {
     pub subnets: Vec<IpNet>,
     /// The interfaces that members may leave by, most preferred first; at least one.
     pub exits: Vec<IfName>,
+    /// The subnets of all other jails that may leave by one of these exits, in order.
+    #[serde(skip)]
+    pub sharing: Vec<IpNet>,
     /// Next hops for exits that are no tunnels, each for the one whose neighbour it is; at most one of each family for each.
     pub gateways: Vec<IpAddr>,
     /// What members may reach, or be reached from, besides the exit.
@@ -148,6 +151,11 @@ impl Jail {
     /// Whether `address` is one that this jail holds.
     pub fn holds(&self, address: IpAddr) -> bool {
         self.subnets.iter().any(|net| net.contains(&address))
+    }
+
+    /// Whether members of both may leave by one exit.
+    pub fn shares_an_exit(&self, other: &Self) -> bool {
+        self.exits.iter().any(|exit| other.exits.contains(exit))
     }
 }
 

@@ -65,6 +65,8 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
         scope.input(),
         scope.nat(),
         scope.ports_of_the_exit_lead_to_members(),
+        scope.nobody_leaves_from_a_port_of_another(),
+        scope.what_begins_is_judged_by_its_name(),
         scope.everything_leaves_in_the_exits_own_name(),
     ]);
     chains.extend(scope.every_question_goes_to_the_servers());
@@ -83,6 +85,8 @@ pub fn of(jail: &Jail, bridge: Option<&IfName>) -> Ruleset {
             "map forward6 { type inet_proto . inet_service : ipv6_addr . inet_service; }".to_owned(),
             "set forwarded4 { type inet_proto . inet_service . ipv4_addr . inet_service; counter; }".to_owned(),
             "set forwarded6 { type inet_proto . inet_service . ipv6_addr . inet_service; counter; }".to_owned(),
+            "set taken4 { type inet_proto . inet_service; }".to_owned(),
+            "set taken6 { type inet_proto . inet_service; }".to_owned(),
         ],
         &chains,
     );
@@ -351,6 +355,7 @@ impl Scope<'_> {
             vec![format!("oifname != {} accept", names(&self.jail.exits))],
             self.nothing_leaves_in_a_members_own_name(),
             self.members_ask_in_the_exits_own_name(),
+            vec!["ct status ! confirmed goto begins".to_owned()],
             self.members_answer_in_the_exits_own_name(),
         ];
         Chain {
@@ -368,6 +373,11 @@ impl Scope<'_> {
             [_] => vec![translated.to_owned()],
             _ => Vec::new(),
         }
+    }
+
+    /// The first packet of a connection by an exit. One whose first packet is dropped has none.
+    fn what_begins_is_judged_by_its_name(&self) -> Chain {
+        Chain { name: "begins", hook: None, rules: self.nobody_takes_the_callers_of_another() }
     }
 
     /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
@@ -396,14 +406,18 @@ impl Scope<'_> {
     }
 
     fn subnets_of(&self, family: Family, side: &str) -> Option<String> {
-        let nets: Vec<String> =
-            self.jail.subnets.iter().filter(|net| Family::of_net(net) == family).map(IpNet::to_string).collect();
-        let protocol = protocol(family);
-        match nets.as_slice() {
-            [] => None,
-            [net] => Some(format!("{protocol} {side} {net}")),
-            nets => Some(format!("{protocol} {side} {{ {} }}", nets.join(", "))),
-        }
+        within(self.jail.subnets.iter(), family, side)
+    }
+}
+
+/// The match of those of `nets` that are of a family.
+fn within<'a>(nets: impl Iterator<Item = &'a IpNet>, family: Family, side: &str) -> Option<String> {
+    let nets: Vec<String> = nets.filter(|net| Family::of_net(net) == family).map(IpNet::to_string).collect();
+    let protocol = protocol(family);
+    match nets.as_slice() {
+        [] => None,
+        [net] => Some(format!("{protocol} {side} {net}")),
+        nets => Some(format!("{protocol} {side} {{ {} }}", nets.join(", "))),
     }
 }
 

@@ -6,6 +6,7 @@ mod engines;
 mod exits;
 mod firewall;
 mod owners;
+mod taken;
 
 use std::time::Duration;
 

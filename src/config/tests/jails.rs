@@ -323,3 +323,17 @@ fn foreign_routes_need_their_table_and_no_gateway() {
     let message = refused_with("routes = \"x\"");
     assert!(message.contains("unknown variant `x`, expected `own` or `foreign`"), "{message}");
 }
+
+#[test]
+fn a_jail_knows_the_subnets_that_share_an_exit_with_it() {
+    let text = "[jail.a]\nsubnets = [\"172.18.0.0/16\"]\nexit = [\"tun0\", \"tun1\"]\n\
+                [jail.b]\nsubnets = [\"172.20.0.0/16\", \"fd00:20::/64\"]\nexit = \"tun1\"\n\
+                [jail.c]\nsubnets = [\"172.19.0.0/16\"]\nexit = [\"tun2\", \"tun0\"]\n";
+    let config = Config::parse(Path::new("t.toml"), text).unwrap();
+    let sharing = |jail: &str| {
+        let nets = &config.jail(jail).unwrap().sharing;
+        nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(sharing("a"), "172.19.0.0/16 172.20.0.0/16 fd00:20::/64");
+    assert_eq!((sharing("b"), sharing("c")), ("172.18.0.0/16".to_owned(), "172.18.0.0/16".to_owned()));
+}

@@ -1,10 +1,13 @@
 //! Ports of the exit that lead to members: in by the exit alone, and answered by it in its own name.
 
 use super::super::objects::Family;
-use super::{Chain, Scope, names, protocol};
+use super::{Chain, Scope, names, protocol, within};
 
 /// A connection that came to a port of this host and was led on.
 const LED_ON: &str = "ct status dnat";
+
+/// What has ports that can lead to a member.
+const TRANSPORT: &str = "meta l4proto { tcp, udp }";
 
 impl Scope<'_> {
     /// Before an engine's own rules (-100): the first one that translates a connection's destination is the one.
@@ -39,7 +42,7 @@ impl Scope<'_> {
             let (protocol, digit) = (protocol(family), digit(family));
             // nft before 1.1 types the port of `ct original` by the protocols matched before it.
             format!(
-                "{asks} meta l4proto {{ tcp, udp }} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
+                "{asks} {TRANSPORT} meta l4proto . ct original proto-dst . {protocol} daddr . th dport @forwarded{digit} accept"
             )
         };
         let mut rules: Vec<String> = self.families().map(reach).collect();
@@ -53,6 +56,42 @@ impl Scope<'_> {
         let answer =
             |member| format!("ct direction reply {LED_ON} ct reply {member} fib saddr . oif type != local drop");
         self.by_family("saddr").map(answer).collect()
+    }
+
+    /// Masquerading keeps the port where it can, so whoever sent from a port that leads to another member would get what
+    /// the peer sends there. It gets another port, of so many that chance hardly chooses one that leads somewhere too; the
+    /// member itself keeps its own. Before an engine's own rules (100), and for members of all jails that may leave by these
+    /// exits: only this table knows which ports lead somewhere.
+    pub(super) fn nobody_leaves_from_a_port_of_another(&self) -> Chain {
+        let exits = names(&self.jail.exits);
+        let elsewhere = |(family, source)| {
+            let (protocol, digit) = (protocol(family), digit(family));
+            format!(
+                "oifname {exits} {source} {TRANSPORT} meta l4proto . th sport @taken{digit} meta l4proto . th sport . {protocol} saddr . th sport != @forwarded{digit} masquerade to :1024-65535 fully-random"
+            )
+        };
+        Chain {
+            name: "elsewhere",
+            hook: Some("type nat hook postrouting priority 99; policy accept;"),
+            rules: self.sharers().map(elsewhere).collect(),
+        }
+    }
+
+    /// Whatever translated it, and whatever port chance chose. What is sent once more gets another port.
+    pub(super) fn nobody_takes_the_callers_of_another(&self) -> Vec<String> {
+        let take = |(family, source): (Family, String)| {
+            let (protocol, digit) = (protocol(family), digit(family));
+            format!(
+                "ct original {source} {TRANSPORT} meta l4proto . th sport @taken{digit} meta l4proto . th sport . ct original {protocol} saddr . ct original proto-src != @forwarded{digit} counter name rejected_out drop"
+            )
+        };
+        self.sharers().map(take).collect()
+    }
+
+    /// The match of all that may leave by these exits, whatever jail it is in.
+    fn sharers(&self) -> impl Iterator<Item = (Family, String)> + '_ {
+        let nets = || self.jail.subnets.iter().chain(&self.jail.sharing);
+        self.families().filter_map(move |family| Some((family, within(nets(), family, "saddr")?)))
     }
 
     /// The families that the jail has subnets of.

@@ -122,3 +122,23 @@ fn where_others_lead_the_way_only_the_end_is_tunjails() {
     assert!(!plan::raise(&jail.name, &bare, &wall, None).unwrap().iter().any(touches_it));
     assert!(!plan::take_down(100, wall.ruleset.tables().map(Clone::clone), &observed).iter().any(touches_it));
 }
+
+#[test]
+fn a_port_of_an_exit_is_kept_for_its_member_whoever_shares_the_exit() {
+    use crate::model::policy::Jail;
+    use crate::model::ruleset;
+
+    let jail = Jail {
+        sharing: vec!["172.19.0.0/16".parse().unwrap(), "fd00:19::/64".parse().unwrap()],
+        ..jail("exit = \"tun0\"")
+    };
+    let ruleset = ruleset::of(&jail, None);
+    let lines: Vec<&str> = ruleset.text().lines().filter(|line| line.contains("@taken4")).map(str::trim).collect();
+    assert_eq!(
+        lines,
+        [
+            "oifname \"tun0\" ip saddr { 172.18.0.0/16, 172.19.0.0/16 } meta l4proto { tcp, udp } meta l4proto . th sport @taken4 meta l4proto . th sport . ip saddr . th sport != @forwarded4 masquerade to :1024-65535 fully-random",
+            "ct original ip saddr { 172.18.0.0/16, 172.19.0.0/16 } meta l4proto { tcp, udp } meta l4proto . th sport @taken4 meta l4proto . th sport . ct original ip saddr . ct original proto-src != @forwarded4 counter name rejected_out drop",
+        ]
+    );
+}

@@ -1,6 +1,7 @@
 //! Forwarded ports on real engines: Podman by hooks.d, Docker whose addresses come late, a pod of containerd.
 
 use super::firewall::{check_names_what_is_dropped, dropped};
+use super::taken::{ALL, Thief, mute_peers, owner_gets};
 use super::{PORTS, assert_unanswered, brought, call, leads, provide, serve, serve_at};
 use crate::containerd::wiring::{Way, wired};
 use crate::engine::containerd::PodConfig;
@@ -47,6 +48,10 @@ fn podman_leads_ports_by_annotation_and_through_a_restart() {
     let _services = serve(&member, 20);
     call(&lab);
     assert_eq!(lab.leaks().escaped(), 0);
+    mute_peers(&lab);
+    let thief = podman.run("thief", &["--annotation", "io.tunjail.jail=vpn", "--cap-add=NET_BIND_SERVICE"]);
+    thief.steals("7", "4001");
+    assert_eq!(owner_gets(&lab, "7", "4001"), ALL, "whatever Podman masquerades by");
     let refused = podman.try_run("m2", &[&["--annotation", "io.tunjail.jail=vpn"], &ASKS[..]].concat());
     let said = refused.err().expect("a second owner").stderr;
     assert!(
@@ -93,6 +98,11 @@ fn docker_leads_ports_to_an_address_that_comes_late() {
     for server in [VPN4, VPN6] {
         assert_unanswered(&lab.inet.probe(&["http", server, "8080"]), "a published port by the exit");
     }
+    mute_peers(&lab);
+    let mut thief = docker.run("thief", &["--runtime", "tunjail-vpn", "--cap-add=NET_BIND_SERVICE"]);
+    thief.steals("7", "4001");
+    assert_eq!(owner_gets(&lab, "7", "4001"), ALL, "whatever Docker masquerades by");
+    thief.remove();
     assert_eq!(lab.leaks().escaped(), 0);
     member.remove();
 }

@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sockopt};
+use nix::sys::time::TimeVal;
 use serde_json::json;
 
 /// Longer than any healthy answer in the lab takes, short enough that a suite of silent drops still ends.
@@ -18,6 +19,28 @@ const WORDS: &[u8] = b"out by the exit or not at all";
 pub fn tcp_echo(addr: IpAddr, port: u16) -> super::Done {
     say(|| {
         let mut stream = connect(addr, port)?;
+        stream.write_all(WORDS)?;
+        let mut answer = vec![0; WORDS.len()];
+        stream.read_exact(&mut answer)?;
+        text(answer)
+    })
+}
+
+/// The same from a port of one's own.
+pub fn tcp_echo_from(own: u16, addr: IpAddr, port: u16, patience: Duration) -> super::Done {
+    let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, SockType::Stream, SockFlag::empty(), None)?;
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // It ends by a reset, and nothing of it is left in the way of the next one.
+    socket::setsockopt(&socket, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
+    let patience = TimeVal::new(patience.as_secs().cast_signed(), patience.subsec_micros().into());
+    // What connect() waits for, too (socket(7)).
+    socket::setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+    socket::setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(super::flow::any(addr), own)))?;
+    say(|| {
+        socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(addr, port)))?;
+        let mut stream = TcpStream::from(socket);
         stream.write_all(WORDS)?;
         let mut answer = vec![0; WORDS.len()];
         stream.read_exact(&mut answer)?;
@@ -140,8 +163,8 @@ pub fn ping(addr: IpAddr, count: u16) -> super::Done {
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129, 0),
     };
     let socket = socket::socket(family, SockType::Raw, SockFlag::empty(), protocol)?;
-    let wait = nix::sys::time::TimeVal::new(0, i64::from(ECHO_PATIENCE.subsec_micros()));
-    socket::setsockopt(&socket, socket::sockopt::ReceiveTimeout, &wait)?;
+    let wait = TimeVal::new(0, i64::from(ECHO_PATIENCE.subsec_micros()));
+    socket::setsockopt(&socket, sockopt::ReceiveTimeout, &wait)?;
     let to = SockaddrStorage::from(SocketAddr::new(addr, 0));
     say(|| {
         let mut answers = 0;

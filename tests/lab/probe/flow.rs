@@ -111,14 +111,16 @@ pub enum Bound<'a> {
     Address(IpAddr),
     Device(&'a str),
     Mark(u32),
+    Port(u16),
 }
 
 /// A few datagrams from a socket that is bound to something.
 pub fn udp_burst(bound: &Bound, addr: IpAddr, port: u16, count: u32) -> super::Done {
     let source = if let Bound::Address(source) = bound { *source } else { any(addr) };
-    let socket = UdpSocket::bind((source, 0))?;
+    let own = if let Bound::Port(own) = bound { *own } else { 0 };
+    let socket = UdpSocket::bind((source, own))?;
     match bound {
-        Bound::Address(_) => {}
+        Bound::Address(_) | Bound::Port(_) => {}
         Bound::Device(device) => socket::setsockopt(&socket, sockopt::BindToDevice, &device.into())?,
         Bound::Mark(mark) => socket::setsockopt(&socket, sockopt::Mark, mark)?,
     }

@@ -33,6 +33,8 @@ const USAGE: &str = "usage: probe COMMAND ARGS
   udp-from SOURCE ADDR PORT COUNT                   bound to an address
   udp-dev DEVICE ADDR PORT COUNT                    SO_BINDTODEVICE
   udp-mark MARK ADDR PORT COUNT                     SO_MARK
+  udp-port OWN ADDR PORT COUNT                      bound to a port
+  tcp-port OWN ADDR PORT MS                         the same, one echo, waited for so long
   tcp-hold ADDR PORT SECONDS                        an established flow that writes every 5 ms
   udp-new ADDR SECONDS                              a new flow every 2 ms: who is seen as the caller, and since when
   spoof-udp SOURCE ADDR PORT COUNT                  raw socket, forged source
@@ -80,6 +82,12 @@ fn run(args: &[&str]) -> Done {
         }
         ["udp-mark", mark, addr, port, count] => {
             flow::udp_burst(&flow::Bound::Mark(num(mark)?), ip(addr)?, num(port)?, num(count)?)
+        }
+        ["udp-port", own, addr, port, count] => {
+            flow::udp_burst(&flow::Bound::Port(num(own)?), ip(addr)?, num(port)?, num(count)?)
+        }
+        ["tcp-port", own, addr, port, ms] => {
+            ask::tcp_echo_from(num(own)?, ip(addr)?, num(port)?, Duration::from_millis(num(ms)?))
         }
         ["tcp-hold", addr, port, seconds] => {
             flow::tcp_hold(ip(addr)?, num(port)?, Duration::from_secs_f64(num(seconds)?))
