@@ -6,16 +6,21 @@
 //! Kept to what nft 1.0.6 reads and prints, and to what needs no `meta ibrname` (a kernel option,
 //! CONFIG_NFT_BRIDGE_META, that not every kernel has).
 
+mod allow;
 mod dns;
 mod forward;
+mod guard;
+mod own_name;
 
 use std::fmt::Write;
 
 use ipnet::IpNet;
 
+use self::allow::{an_allowed_net_reaches_members, errors_about_an_allowed_net_reach_members};
+use self::guard::{a_port_speaks_as_itself, guard_hook};
 use super::names::IfName;
 use super::objects::{Element, Family, TableId};
-use super::policy::{Allow, Dns, Jail, Port};
+use super::policy::{Dns, Jail, Port};
 
 /// Chains and set declarations of a jail's tables, without any member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,13 +265,6 @@ impl Scope<'_> {
         rules
     }
 
-    fn allowed_nets(&self) -> Vec<IpNet> {
-        let mut nets: Vec<IpNet> = self.jail.allow.iter().map(|allow| allow.net).collect();
-        nets.sort();
-        nets.dedup();
-        nets
-    }
-
     /// Frames between two ports pass the forward hook when br_netfilter is on. By both interfaces: whoever sends from
     /// elsewhere in a member's name is no member.
     fn members_reach_each_other(&self) -> Option<String> {
@@ -276,20 +274,6 @@ impl Scope<'_> {
     fn members_leave_by_the_exit(&self) -> Vec<String> {
         let exits = names(&self.jail.exits);
         self.by_family("saddr").map(|source| format!("oifname {exits} {source} accept")).collect()
-    }
-
-    fn members_reach_an_allowed_net(&self, allow: &Allow) -> Vec<String> {
-        let Some(source) = self.subnets_of(Family::of_net(&allow.net), "saddr") else { return Vec::new() };
-        let net = matches(allow.net, "daddr");
-        let mut rules = Vec::new();
-        if allow.direction.is_out() {
-            rules.extend(by_port(&allow.ports, "dport").map(|port| format!("{source} {net}{port} accept")));
-        }
-        if allow.direction.is_in() {
-            rules.extend(by_port(&allow.ports, "sport").map(|port| format!("{REPLY} {source} {net}{port} accept")));
-            rules.push(format!("{} {source} {net} accept", icmp_error(allow.net)));
-        }
-        rules
     }
 
     /// The host's own services are closed to members: a proxy or a resolver there is a way round the exit.
@@ -348,58 +332,6 @@ impl Scope<'_> {
         Chain { name: "nat", hook: Some("type nat hook postrouting priority 100; policy accept;"), rules }
     }
 
-    /// After all translation of addresses (100).
-    fn everything_leaves_in_the_exits_own_name(&self) -> Chain {
-        let rules = [
-            self.where_there_is_one_exit_a_connection_keeps_it(),
-            vec![format!("oifname != {} accept", names(&self.jail.exits))],
-            self.nothing_leaves_in_a_members_own_name(),
-            self.members_ask_in_the_exits_own_name(),
-            vec!["ct status ! confirmed goto begins".to_owned()],
-            self.members_answer_in_the_exits_own_name(),
-        ];
-        Chain {
-            name: "own_name",
-            hook: Some("type filter hook postrouting priority 110; policy accept;"),
-            rules: rules.concat(),
-        }
-    }
-
-    /// The first packet of a connection by an exit. One whose first packet is dropped has none.
-    fn what_begins_is_judged_by_its_port(&self) -> Chain {
-        Chain { name: "begins", hook: None, rules: self.nobody_takes_the_callers_of_another() }
-    }
-
-    /// What most packets are comes first: it was translated, and its connection's first packet was judged. Speed is all
-    /// that this is for.
-    fn where_there_is_one_exit_a_connection_keeps_it(&self) -> Vec<String> {
-        let translated = "ct direction original ct status & (confirmed | snat) == (confirmed | snat) accept";
-        match self.jail.exits.as_slice() {
-            [_] => vec![translated.to_owned()],
-            _ => Vec::new(),
-        }
-    }
-
-    /// What connection tracking makes nothing of is not translated: the end of a connection that it forgot when the exit
-    /// went, or that began while the ruleset was gone; an answer that nobody asked for.
-    fn nothing_leaves_in_a_members_own_name(&self) -> Vec<String> {
-        self.by_family("saddr").map(|source| format!("{source} counter name rejected_out drop")).collect()
-    }
-
-    /// Masquerading takes another interface's address when the exit has just lost its own, whose IPv6 routes do not go
-    /// with it: the host would be named where the exit leads to. A connection's first packet decides on its name, and a
-    /// connection whose first packet is dropped has none. Each later packet is judged as well: a connection that changes
-    /// its exit is ended by the kernel where it was masqueraded (nf_nat_oif_changed), but not where a rule of others gave
-    /// it an address (SNAT).
-    fn members_ask_in_the_exits_own_name(&self) -> Vec<String> {
-        let ask = |member| {
-            format!(
-                "ct direction original ct original {member} fib saddr . oif type != local counter name rejected_out drop"
-            )
-        };
-        self.by_family("saddr").map(ask).collect()
-    }
-
     /// The match of the jail's subnets, once for each family that it has.
     fn by_family<'b>(&'b self, side: &'b str) -> impl Iterator<Item = String> + 'b {
         Family::BOTH.into_iter().filter_map(move |family| self.subnets_of(family, side))
@@ -427,40 +359,6 @@ fn only_enrolled_members_speak(counter: &str) -> [String; 2] {
         let stranger = format!("meta nfproto {nfproto} ether saddr . {protocol} saddr != @{members}");
         format!("{stranger} counter name {counter} goto reject_now")
     })
-}
-
-fn an_allowed_net_reaches_members(allow: &Allow) -> Vec<String> {
-    let net = matches(allow.net, "saddr");
-    let mut rules = Vec::new();
-    if allow.direction.is_in() {
-        rules.extend(by_port(&allow.ports, "dport").map(|port| format!("{net}{port} accept")));
-    }
-    if allow.direction.is_out() {
-        rules.extend(by_port(&allow.ports, "sport").map(|port| format!("{REPLY} {net}{port} accept")));
-    }
-    rules
-}
-
-/// "Too big", "unreachable" and the like: they carry no port of their own, and come from routers that may lie outside the
-/// net. The connection that they quote has to be one with the net.
-fn errors_about_an_allowed_net_reach_members(allow: &Allow) -> Vec<String> {
-    let error = icmp_error(allow.net);
-    let mut rules = Vec::new();
-    if allow.direction.is_out() {
-        rules.push(format!("{error} ct direction reply {} accept", matches_connection(allow.net, "daddr")));
-    }
-    if allow.direction.is_in() {
-        rules.push(format!("{error} ct direction original {} accept", matches_connection(allow.net, "saddr")));
-    }
-    rules
-}
-
-/// An ICMP error about a connection that is there. Named by protocol, because a helper's expectations are "related" too.
-fn icmp_error(net: IpNet) -> &'static str {
-    match Family::of_net(&net) {
-        Family::V4 => "meta l4proto icmp ct state related",
-        Family::V6 => "meta l4proto ipv6-icmp ct state related",
-    }
 }
 
 /// One match per port, with a leading space; one empty match when every port is meant.
@@ -495,58 +393,6 @@ fn a_port_speaks_to_the_bridge_alone() -> String {
     "meta pkttype != host iif @ports counter name rejected_host drop".to_owned()
 }
 
-/// The guard proper. A member's port that says anything else is counted and dropped.
-fn a_port_speaks_as_itself() -> Chain {
-    Chain {
-        name: "member",
-        hook: None,
-        rules: [
-            vec![
-                "ether type ip iif . ether saddr . ip saddr @own4 accept".to_owned(),
-                "ether type arp arp htype 1 arp ptype ip iif . ether saddr . arp saddr ip @own4 iif . arp saddr ether . arp saddr ip @own4 accept".to_owned(),
-                // An ARP probe (RFC 5227), for its own address.
-                "ether type arp arp htype 1 arp ptype ip arp saddr ip 0.0.0.0 iif . ether saddr . arp daddr ip @own4 iif . arp saddr ether . arp daddr ip @own4 accept".to_owned(),
-            ],
-            nobody_says_who_is_where_in_fragments().into(),
-            vec![
-                "icmpv6 type { nd-router-advert, nd-redirect } counter name forged drop".to_owned(),
-                "icmpv6 type nd-neighbor-advert iif . ether saddr . @th,64,128 != @target6 counter name forged drop".to_owned(),
-                "ip6 saddr :: icmpv6 type != { nd-neighbor-solicit, mld2-listener-report } counter name forged drop".to_owned(),
-                "ip6 saddr :: meta l4proto != ipv6-icmp counter name forged drop".to_owned(),
-                "ether type ip6 iif . ether saddr . ip6 saddr @own6 accept".to_owned(),
-                "counter name forged drop".to_owned(),
-            ],
-        ]
-        .concat(),
-    }
-}
-
-/// A fragment does not hold all that it has to be judged by, and hosts that are to ignore such messages (RFC 6980) may get
-/// them put together: connection tracking does it, and does not tell the kernel's own check (suppress_frag_ndisc). All
-/// other protocols passed before; a first fragment that shows none is as good as a lie.
-fn nobody_says_who_is_where_in_fragments() -> [String; 2] {
-    [
-        "ip6 saddr != :: icmpv6 type { echo-request, echo-reply } iif . ether saddr . ip6 saddr @own6 accept"
-            .to_owned(),
-        "frag frag-off 0 counter name forged drop".to_owned(),
-    ]
-}
-
-/// Before anything else that bridges look at (bridge priority dstnat).
-fn guard_hook() -> Chain {
-    Chain {
-        name: "guard",
-        hook: Some("type filter hook prerouting priority -300; policy accept;"),
-        // What most frames are comes first: `member` would come to the same.
-        rules: vec![
-            "ether type ip iif . ether saddr . ip saddr @own4 accept".to_owned(),
-            "ether type ip6 ip6 saddr != :: meta l4proto != ipv6-icmp iif . ether saddr . ip6 saddr @own6 accept"
-                .to_owned(),
-            "iif @ports goto member".to_owned(),
-        ],
-    }
-}
-
 fn protocol(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
@@ -556,11 +402,6 @@ fn protocol(family: Family) -> &'static str {
 
 fn matches(net: IpNet, side: &str) -> String {
     format!("{} {side} {net}", protocol(Family::of_net(&net)))
-}
-
-/// By the addresses that the connection began with.
-fn matches_connection(net: IpNet, side: &str) -> String {
-    format!("ct original {}", matches(net, side))
 }
 
 /// `"tun0"` or `{ "tun0", "tun1" }`.
