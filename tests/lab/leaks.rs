@@ -55,6 +55,7 @@ impl Counters {
         let mac = Cmd::new("busybox", &["cat", "/sys/class/net/eth0/address"]).ok();
         let mac = mac.trim();
         // "own" is what the host says for itself to keep its link alive: ARP, ND, MLD and IGMP from its own addresses.
+        // A later fragment of the transport has no ports; whatever else is in fragments is counted by its first.
         // An ICMP port unreachable about the transport (the client is dead, the server still sends) is known by the
         // ports of the packet it quotes: 8 bytes of ICMP and 20 of IP before them.
         router.nft(&format!(
@@ -87,6 +88,7 @@ impl Counters {
                     ether saddr {mac} ip saddr {HOST4} ip protocol igmp counter name own accept
                     ether saddr {mac} ip6 saddr {{ ::, fe80::/10, {HOST6} }} icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }} counter name own accept
                     {transport}
+                    ip saddr {{ {HOST4}, {HOST4_MOVED} }} ip daddr {VPN_NET4} ip protocol udp ip frag-off & 0x1fff != 0 counter name transport accept
                     ether type ip update @seen4 {{ ip saddr . ip daddr . meta l4proto . th sport . th dport }}
                     ether type ip6 update @seen6 {{ ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport }}
                     ip saddr {{ {TUNNEL_NET4}, {NICS4} }} tcp flags & rst == rst counter name stray accept
